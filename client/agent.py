@@ -1,0 +1,173 @@
+"""SiteAgent: the one path from a site's data to a reply, deployed or simulated."""
+
+import logging
+import time
+from importlib.metadata import version
+
+import numpy as np
+
+from intramural.client.policy import check_manifest, check_records
+from intramural.client.refusals import refusal_of
+from intramural.core.errors import Refused
+from intramural.core.federation import FederationConfig
+from intramural.core.layout import Layout
+from intramural.core.messages import (
+    Evaluated,
+    EvaluateRequest,
+    Hello,
+    Reply,
+    Request,
+    Split,
+    TrainRequest,
+    Update,
+    Welcome,
+)
+from intramural.core.site import SiteConfig
+from intramural.data.readers import read_records
+from intramural.data.records import Columns
+from intramural.data.split import Splits, split_records
+from intramural.models.resident import Resident, resident_model
+from intramural.models.tasks import Tokens
+from intramural.models.training import RoundPlan, evaluate, train_round, use_threads
+from intramural.privacy.egress import EgressPolicy
+
+log = logging.getLogger(__name__)
+
+
+class SiteAgent:
+    """Answers the coordinator's requests from one site's records, under the site's policy."""
+
+    def __init__(self, site: SiteConfig, federation: FederationConfig) -> None:
+        """Take the site's configuration and the manifest; reads and builds nothing yet."""
+        self.site = site
+        self.federation = federation
+        self.name = site.site.name
+        self._splits: Splits | None = None
+        self._tokens: dict[Split, Tokens] = {}
+
+    @property
+    def layout(self) -> Layout:
+        """What an update of this site looks like; builds the model at first use."""
+        return self._resident().loaded.exchange.layout
+
+    def answer(self, request: Request) -> Reply:
+        """Return the reply to a request; a refusal or failure is a reply with its reason.
+
+        Guarantees:
+            Every reply has passed the egress policy. The text of an unforeseen exception, which
+            could quote a record, neither leaves the site nor reaches a log.
+        """
+        try:
+            self._check_request(request)
+            reply: Reply
+            match request:
+                case Hello():
+                    reply = self._welcome()
+                case TrainRequest():
+                    reply = self._train(request)
+                case EvaluateRequest():
+                    reply = self._evaluate(request)
+            return self._egress(reply).check(reply)
+        except Exception as error:  # noqa: BLE001 (whatever happens, the coordinator gets an answer)
+            return refusal_of(error, site=self.name)
+
+    def _check_request(self, request: Request) -> None:
+        if request.manifest != self.federation.digest:
+            raise Refused(
+                "the request goes by another manifest than this site has; start a new run"
+            )
+        check_manifest(self.site.policy, self.federation)
+        if not isinstance(request, Hello):
+            return
+        if self.site.compute.threads is not None:
+            use_threads(self.site.compute.threads)
+
+    def _egress(self, reply: Reply) -> EgressPolicy:
+        return EgressPolicy(
+            layout=self.layout if isinstance(reply, Update) else None,
+            task=self.federation.task.kind,
+            payload_bytes_max=self.site.policy.payload_bytes_max,
+        )
+
+    def _welcome(self) -> Welcome:
+        resident = self._resident()
+        return Welcome(
+            site=self.name,
+            layout=resident.loaded.exchange.layout.digest,
+            base=resident.base.digest,
+            version=version("intramural"),
+        )
+
+    def _train(self, request: TrainRequest) -> Update:
+        tokens = self._tokens_of("train")
+        check_records(self.site.policy, len(tokens))
+        resident = self._resident()
+        exchange = resident.loaded.exchange
+        plan = RoundPlan.of(
+            self.federation,
+            round=request.round,
+            site=self.name,
+            micro_batch=self.site.compute.micro_batch,
+        )
+        started = time.perf_counter()
+        exchange.write(request.vector)
+        loss = train_round(resident.loaded, resident.task, tokens, plan)
+        delta = exchange.read()
+        np.subtract(delta, request.vector, out=delta)
+        return Update(
+            site=self.name,
+            round=request.round,
+            layout=exchange.layout.digest,
+            weight=len(tokens),
+            loss=loss,
+            seconds=time.perf_counter() - started,
+            delta=delta,
+        )
+
+    def _evaluate(self, request: EvaluateRequest) -> Evaluated:
+        tokens = self._tokens_of(request.split)
+        resident = self._resident()
+        resident.loaded.exchange.write(request.vector)
+        sums = evaluate(
+            resident.loaded,
+            resident.task,
+            tokens,
+            batch_size=self.federation.evaluation.batch_size,
+            training=self.federation.training,
+        )
+        return Evaluated(site=self.name, round=request.round, split=request.split, sums=sums)
+
+    def _resident(self) -> Resident:
+        return resident_model(
+            self.federation, places=self.site.model, device=self.site.compute.device
+        )
+
+    def splits(self) -> Splits:
+        """Return the site's records in three parts, read at first use.
+
+        Raises:
+            DataError: As `read_records` and `split_records`.
+        """
+        if self._splits is None:
+            task, data = self.federation.task, self.site.data
+            key = "label" if task.kind == "classification" else "response"
+            target = data.label if task.kind == "classification" else data.response
+            if target is None:
+                raise Refused(f"{task.kind} needs data.{key} in site.toml; name the column")
+            columns = Columns(text=data.text, target=target, person=data.person, group=data.group)
+            labels = task.labels or None
+            found = read_records(data.path, columns, labels=labels, strict=data.strict)
+            for reason, count in sorted(found.skipped.items()):
+                log.warning("%s: skipped %d rows: %s", self.name, count, reason)
+            self._splits = split_records(found.records, salt=self.federation.federation.name)
+        return self._splits
+
+    def _tokens_of(self, split: Split) -> Tokens:
+        if split not in self._tokens:
+            records = getattr(self.splits(), split)
+            if split != "train":
+                records = records[: self.federation.evaluation.records_max]
+            if not records:
+                raise Refused(f"the site's {split} split is empty")
+            self._tokens[split] = self._resident().task.tokenise(records)
+        return self._tokens[split]

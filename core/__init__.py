@@ -1,0 +1,1 @@
+"""Ground floor: values, wire, config, journal, seeds, errors. Imports nothing of ours."""

@@ -1,0 +1,150 @@
+"""Journal: an append-only, hash-chained record of what happened, one JSON object a line."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from intramural.core.canonical import canonical_json, digest_json
+from intramural.core.errors import JournalError
+from intramural.core.files import sync_folder
+
+GENESIS = "sha256:" + "0" * 64
+
+
+class Entry(BaseModel):
+    """One line of a journal."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    seq: int
+    """Position, from 0, without gaps."""
+    time: str
+    """When it was written: ISO 8601, UTC."""
+    kind: str
+    """What happened, such as 'committed'."""
+    body: dict[str, Any]
+    """The facts; never a record's content."""
+    previous: str
+    """Digest of the entry before; zeros for the first."""
+    digest: str
+    """Digest of all the fields above."""
+
+    def expected_digest(self) -> str:
+        """Return the digest that the other fields imply."""
+        return digest_json(self.model_dump(exclude={"digest"}))
+
+
+def utc_now() -> datetime:
+    """Return the time, as journals write it unless told otherwise."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What reading a journal file found."""
+
+    entries: tuple[Entry, ...]
+    sound_bytes: int
+    """Length of the part that is whole; what follows is a torn last record."""
+
+
+def scan(path: Path) -> Scan:
+    """Read and verify a journal; a torn last record is left out, anything else is an error.
+
+    Raises:
+        JournalError: An entry is altered, missing or out of order; the first bad one is named.
+    """
+    entries: list[Entry] = []
+    previous, sound_bytes = GENESIS, 0
+    for line in _lines(path):
+        torn = not line.endswith(b"\n")
+        if torn:
+            break  # a crash in the middle of a write; its effect never happened
+        seq = len(entries)
+        try:
+            entry = Entry.model_validate_json(line)
+        except ValidationError:
+            raise JournalError(f"{path}: entry {seq} is not a journal entry; restore it") from None
+        if entry.seq != seq or entry.previous != previous:
+            raise JournalError(f"{path}: entry {seq} does not follow the one before; restore it")
+        if entry.digest != entry.expected_digest():
+            raise JournalError(f"{path}: entry {seq} was altered; restore it from a copy")
+        entries.append(entry)
+        previous, sound_bytes = entry.digest, sound_bytes + len(line)
+    return Scan(entries=tuple(entries), sound_bytes=sound_bytes)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if path.is_file():
+        with open(path, "rb") as file:
+            yield from file
+
+
+class Journal:
+    """An open journal. Each `append` is on disk before it returns.
+
+    Guarantees:
+        Entries before the last cannot be changed, removed or reordered without `scan` noticing.
+        A journal cut at a record boundary looks whole: compare its head with a copy of the head
+        kept elsewhere to notice that.
+    """
+
+    def __init__(self, path: Path, *, now: Callable[[], datetime] = utc_now) -> None:
+        """Open or create the journal at `path`, dropping a torn last record.
+
+        Raises:
+            JournalError: The journal on disk is broken; see `scan`.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = scan(path)
+        self.path = path
+        self.entries = list(found.entries)
+        self._now = now
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (lives as long as the journal)
+        self._file.truncate(found.sound_bytes)
+        sync_folder(path.parent)
+
+    @property
+    def head(self) -> str:
+        """Digest of the last entry; zeros when empty."""
+        return self.entries[-1].digest if self.entries else GENESIS
+
+    def append(self, kind: str, **body: Any) -> Entry:
+        """Write one entry and force it to disk.
+
+        Raises:
+            JournalError: The disk refused; what was written of the entry is taken back.
+        """
+        fields = {
+            "seq": len(self.entries),
+            "time": self._now().isoformat(timespec="milliseconds"),
+            "kind": kind,
+            "body": body,
+            "previous": self.head,
+        }
+        entry = Entry(**fields, digest=digest_json(fields))  # type: ignore[arg-type]
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            self._write(canonical_json(entry.model_dump()) + b"\n")
+        except OSError as error:
+            self._file.truncate(end)
+            raise JournalError(
+                f"{self.path}: cannot write: {error.strerror}; free space"
+            ) from error
+        self.entries.append(entry)
+        return entry
+
+    def _write(self, line: bytes) -> None:
+        view = memoryview(line)
+        while view:
+            view = view[self._file.write(view) :]
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

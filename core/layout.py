@@ -1,0 +1,111 @@
+"""Layout: the fixed order, names, shapes and offsets of parameters in one flat float32 vector."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intramural.core.canonical import digest_json
+from intramural.core.errors import WireError
+
+Vector = NDArray[np.float32]
+"""One flat float32 vector, shape `(layout.size,)`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """One named parameter's place in the flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    """Offset of the first element, in elements."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def stop(self) -> int:
+        """Offset after the last element, in elements."""
+        return self.start + self.size
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ordered (name, shape) pairs; offsets follow from the order."""
+
+    entries: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.entries]
+        if len(set(names)) != len(names):
+            raise WireError("a layout names a parameter twice; every name must be unique")
+        if any(size < 0 for _, shape in self.entries for size in shape):
+            raise WireError("a layout holds a negative dimension")
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[np.float32]]) -> "Layout":
+        """Return the layout of named arrays, in their order."""
+        return cls(tuple((name, tuple(array.shape)) for name, array in arrays.items()))
+
+    @classmethod
+    def from_json(cls, value: list[list[object]]) -> "Layout":
+        """Read what `to_json` wrote."""
+        return cls(tuple((str(name), tuple(shape)) for name, shape in value))  # type: ignore[arg-type]
+
+    def to_json(self) -> list[list[object]]:
+        """Return a JSON value: `[[name, [dim, ...]], ...]`."""
+        return [[name, list(shape)] for name, shape in self.entries]
+
+    @cached_property
+    def size(self) -> int:
+        """Number of elements of the flat vector."""
+        return sum(prod(shape) for _, shape in self.entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the flat float32 vector."""
+        return 4 * self.size
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of names and shapes; equal digests mean interchangeable vectors."""
+        return digest_json(self.to_json())
+
+    def slots(self) -> Iterator[Slot]:
+        """Yield each parameter's place, in order."""
+        start = 0
+        for name, shape in self.entries:
+            slot = Slot(name=name, shape=shape, start=start)
+            yield slot
+            start = slot.stop
+
+    def flatten(self, arrays: Mapping[str, NDArray[np.float32]]) -> Vector:
+        """Return the named arrays as one vector of shape `(size,)`.
+
+        Raises:
+            WireError: Names or shapes differ from this layout.
+        """
+        if set(arrays) != {name for name, _ in self.entries}:
+            raise WireError("arrays and layout differ in names")
+        vector = np.empty(self.size, dtype=np.float32)
+        for slot in self.slots():
+            if tuple(arrays[slot.name].shape) != slot.shape:
+                raise WireError(f"array {slot.name!r} and layout differ in shape")
+            vector[slot.start : slot.stop] = arrays[slot.name].reshape(-1)
+        return vector
+
+    def unflatten(self, vector: Vector) -> dict[str, NDArray[np.float32]]:
+        """Return named views into `vector`, shaped as in the layout; nothing is copied.
+
+        Raises:
+            WireError: `vector` has another size.
+        """
+        if vector.shape != (self.size,):
+            raise WireError(f"vector of shape {vector.shape} does not fit a layout of {self.size}")
+        return {s.name: vector[s.start : s.stop].reshape(s.shape) for s in self.slots()}

@@ -1,0 +1,94 @@
+"""site.toml: what one site decides for itself. Its limits win, and only tighten."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from intramural.core.config import Section, load_config
+from intramural.core.federation import Count, Name, Positive, Text
+
+
+class SiteIdentity(Section):
+    """The table [site]."""
+
+    name: Name
+    """lower-case name of the site: letters, digits, dot, dash, underscore"""
+
+
+class SiteData(Section):
+    """The table [data]."""
+
+    path: Path
+    """the records: .csv, .jsonl or .parquet; relative to site.toml"""
+    text: Text
+    """column that holds the text"""
+    label: Text | None = None
+    """classification: column that holds the label"""
+    response: Text | None = None
+    """generation: column that holds the response"""
+    person: Text | None = None
+    """column that identifies the person a record is about; groups the splits"""
+    group: Text | None = None
+    """column whose equal values must stay on one side of the splits"""
+    strict: bool = False
+    """true: stop at the first bad row; false: skip and count bad rows"""
+
+
+class SitePolicy(Section):
+    """The table [policy]."""
+
+    require_privacy: bool = True
+    """refuse a federation without [privacy]"""
+    epsilon_lifetime: Positive | None = None
+    """most privacy this data set ever spends, over all runs"""
+    exchange: tuple[Literal["lora", "full"], ...] = ("lora",)
+    """exchange kinds the site lets out"""
+    records_min: Count = 1
+    """refuse to train on fewer records"""
+    payload_bytes_max: Count = 4 * 1024**3
+    """most bytes one reply may hold"""
+    approve: Literal["ask", "same-shape"] = "ask"
+    """who approves a new manifest: 'ask' a person, or 'same-shape' as the last one"""
+
+
+class SiteCompute(Section):
+    """The table [compute]."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    """'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"""
+    micro_batch: Count | None = None
+    """records a forward pass; a memory knob; absent: the whole batch"""
+    threads: Count | None = None
+    """processor threads; absent: as PyTorch decides"""
+
+
+class SiteConfig(Section):
+    """One site: its records, models, limits and machine."""
+
+    site: SiteIdentity
+    """who this is"""
+    data: SiteData
+    """where the records are"""
+    model: dict[str, str] = Field(default_factory=dict)
+    """folder of each base model, by the name the federation uses"""
+    policy: SitePolicy = SitePolicy()
+    """the site's own limits"""
+    compute: SiteCompute = SiteCompute()
+    """the machine"""
+
+
+def load_site(path: Path) -> SiteConfig:
+    """Read site.toml; relative paths in it are taken from its folder.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    config = load_config(path, SiteConfig)
+    folder = path.resolve().parent
+    data = config.data.model_copy(update={"path": folder / config.data.path})
+    model = {
+        name: str(folder / place) if (folder / place).exists() else place
+        for name, place in config.model.items()
+    }
+    return config.model_copy(update={"data": data, "model": model})

@@ -1,0 +1,1 @@
+"""A site's records: readers, cleaning, grouped splits. Imports nothing of ours but core."""

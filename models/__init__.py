@@ -1,0 +1,1 @@
+"""Loading, adapters, exchange, tasks, metrics, the local training loop."""

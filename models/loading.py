@@ -1,0 +1,137 @@
+"""Building the model a federation trains: base, head, adapter, and what travels of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from intramural.core.errors import ModelError
+from intramural.core.federation import FederationConfig
+from intramural.core.seeds import derive_seed
+from intramural.models.base import Base
+from intramural.models.exchange import Exchange
+
+COUPLING = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)
+"""Layers whose output for one record depends on the other records of the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model ready to train, on its device."""
+
+    model: Any
+    """A transformers model, or a PEFT model around one."""
+    tokenizer: Any
+    exchange: Exchange
+    device: torch.device
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that `compute.device` means here: 'auto' is CUDA, else MPS, else CPU.
+
+    Raises:
+        ModelError: The device is not on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    here = {"cpu": True, "cuda": torch.cuda.is_available()}
+    if not here.get(device.type, torch.backends.mps.is_available()):
+        raise ModelError(f"compute.device {name!r} is not on this machine; use 'auto' or 'cpu'")
+    return device
+
+
+def load_model(federation: FederationConfig, base: Base, *, device: str = "auto") -> Loaded:
+    """Build the model. Parameters that the base lacks (a head) are drawn from the seed.
+
+    Raises:
+        ModelError: The base's digest is another, an adapter target matches nothing, or the model
+            holds layers that couple the records of a batch.
+    """
+    if federation.model.digest not in (None, base.digest):
+        raise ModelError(
+            f"model {base.name!r} has digest {base.digest}, the federation wants "
+            f"{federation.model.digest}; install that version"
+        )
+    place = pick_device(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(federation.federation.seed, "model"))
+        model, tokenizer, invented = _load_base(federation, base)
+        if any(isinstance(module, COUPLING) for module in model.modules()):
+            raise ModelError(f"model {base.name!r} has batch normalisation; use another base")
+        if federation.exchange.kind == "lora":
+            model = _add_adapter(model, federation, invented)
+    if federation.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()  # else a frozen embedding cuts the graph
+    model.to(place)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return Loaded(model=model, tokenizer=tokenizer, exchange=Exchange(trained), device=place)
+
+
+def _load_base(federation: FederationConfig, base: Base) -> tuple[Any, Any, list[str]]:
+    """Return model, tokenizer, and the names of parameters that the base did not hold."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # the new head is announced as a load error
+    transformers_logging.disable_progress_bar()
+    options: dict[str, Any] = {
+        "dtype": torch.float32,
+        "output_loading_info": True,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "local_files_only": True,
+    }
+    auto: Any = AutoModelForCausalLM
+    if federation.task.kind == "classification":
+        auto = AutoModelForSequenceClassification
+        names = dict(enumerate(federation.task.labels))
+        options |= {"id2label": names, "label2id": {label: i for i, label in names.items()}}
+    try:
+        model, found = auto.from_pretrained(base.folder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+        raise ModelError(f"model {base.name!r}: cannot load: {first}; check its folder") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer, sorted(found["missing_keys"])
+
+
+def _add_adapter(model: Any, federation: FederationConfig, invented: list[str]) -> Any:
+    """Freeze the base and add LoRA; what the base lacks is trained whole, so that it travels."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    exchange = federation.exchange
+    whole = exchange.trained_modules
+    if whole is None:
+        whole = tuple(sorted({name.rpartition(".")[0] for name in invented}))
+    missing = [m for m in whole if not _ends_with(model, m)]
+    missing += [m for m in exchange.target_modules if not _ends_with(model, m)]
+    if missing:
+        linear = {
+            n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)
+        }
+        raise ModelError(
+            f"exchange: no module of {federation.model.base!r} ends with {missing}; "
+            f"its linear layers are {sorted(linear)}"
+        )
+    kinds = {"classification": TaskType.SEQ_CLS, "generation": TaskType.CAUSAL_LM}
+    settings = LoraConfig(
+        task_type=kinds[federation.task.kind],
+        r=exchange.rank,
+        lora_alpha=exchange.alpha,
+        lora_dropout=exchange.dropout,
+        target_modules=list(exchange.target_modules),
+        modules_to_save=list(whole) or None,
+    )
+    return get_peft_model(model, settings)
+
+
+def _ends_with(model: nn.Module, end: str) -> bool:
+    return any(name == end or name.endswith(f".{end}") for name, _ in model.named_modules())

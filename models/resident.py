@@ -1,0 +1,60 @@
+"""The resident model: built once in a process, shared by all agents that need the same one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intramural.core.canonical import digest_json
+from intramural.core.federation import FederationConfig
+from intramural.models.base import Base, resolve_base
+from intramural.models.classification import Classification
+from intramural.models.generation import Generation
+from intramural.models.loading import Loaded, load_model
+from intramural.models.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resident:
+    """A built model with its task; whoever uses it writes its own parameters first."""
+
+    base: Base
+    loaded: Loaded
+    task: Task
+
+
+_resident: dict[str, Resident] = {}
+
+
+def resident_model(
+    federation: FederationConfig, *, places: dict[str, str], device: str
+) -> Resident:
+    """Return the federation's model, building it at first use. One is kept at a time.
+
+    Raises:
+        ModelError: As `resolve_base` and `load_model`.
+    """
+    base = resolve_base(federation.model.base, places=places)
+    content = federation.to_json()
+    needs = [content[name] for name in ("model", "task", "exchange", "training")]
+    seed = federation.federation.seed
+    key = digest_json([*needs, seed, str(base.folder), device])
+    if key not in _resident:
+        _resident.clear()  # the old model's memory is needed for the new one
+        loaded = load_model(federation, base, device=device)
+        task = make_task(federation, loaded.tokenizer)
+        _resident[key] = Resident(base=base, loaded=loaded, task=task)
+    return _resident[key]
+
+
+def make_task(federation: FederationConfig, tokenizer: Any) -> Task:
+    """Return the federation's task."""
+    length_max = federation.model.max_length
+    if federation.task.kind == "classification":
+        return Classification(tokenizer, federation.task.labels, length_max=length_max)
+    return Generation(tokenizer, instruction=federation.task.instruction, length_max=length_max)
+
+
+def save_model(resident: Resident, folder: Path) -> None:
+    """Write the model as transformers or PEFT alone can load it: safetensors, tokenizer."""
+    resident.loaded.model.save_pretrained(folder)
+    resident.loaded.tokenizer.save_pretrained(folder)

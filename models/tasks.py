@@ -1,0 +1,84 @@
+"""Tasks: from records to tokens, to one loss per example, to sums that add up across sites."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from intramural.core.metrics import Sums
+
+IGNORED = -100
+"""Target of a token that no loss counts."""
+
+
+class PairLike(Protocol):
+    """Anything with a text and a target, such as a record."""
+
+    @property
+    def text(self) -> str:
+        """What the model reads."""
+        ...
+
+    @property
+    def target(self) -> str:
+        """What it should answer."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A tokenised data set, unpadded."""
+
+    inputs: list[NDArray[np.int32]]
+    """Token ids of each example."""
+    targets: list[NDArray[np.int32]]
+    """Each example's targets: one class, or one token id (or `IGNORED`) a position."""
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Return the number of tokens of each example."""
+        return np.array([len(ids) for ids in self.inputs], dtype=np.int64)
+
+
+Batch = dict[str, Tensor]
+"""`input_ids` and `attention_mask` of shape (batch, longest), and `targets`."""
+
+
+class Task(Protocol):
+    """One kind of learning. Losses are per example: privacy needs them apart."""
+
+    kind: str
+
+    def tokenise(self, records: Sequence[PairLike]) -> Tokens:
+        """Return the records as tokens."""
+        ...
+
+    def losses(self, model: Any, batch: Batch) -> Tensor:
+        """Return one loss per example, float32, shape `(batch,)`."""
+        ...
+
+    def measure(self, model: Any, batch: Batch) -> Sums:
+        """Return the batch's evaluation sums."""
+        ...
+
+    def pad(self, tokens: Tokens, indices: Sequence[int]) -> Batch:
+        """Return the examples as one batch, padded to the longest among them."""
+        ...
+
+
+def pad_inputs(tokens: Tokens, indices: Sequence[int], *, filler: int) -> Batch:
+    """Return `input_ids` and `attention_mask`, padded on the right to the longest example."""
+    longest = max(len(tokens.inputs[i]) for i in indices)
+    ids = np.full((len(indices), longest), filler, dtype=np.int64)
+    mask = np.zeros((len(indices), longest), dtype=np.int64)
+    for row, index in enumerate(indices):
+        length = len(tokens.inputs[index])
+        ids[row, :length] = tokens.inputs[index]
+        mask[row, :length] = 1
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}

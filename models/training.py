@@ -1,0 +1,189 @@
+"""The local training loop: a round's steps on one site's records, and evaluation."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intramural.core.errors import TrainingError
+from intramural.core.federation import FederationConfig, Training
+from intramural.core.metrics import Sums, add_sums
+from intramural.core.seeds import derive_seed, generator
+from intramural.models.loading import Loaded
+from intramural.models.schedule import learning_rate
+from intramural.models.tasks import Batch, Task, Tokens
+
+Indices = list[int]
+
+PADDING_MAX = {"cpu": 64}
+"""Padding tokens that a part of a batch may hold; see `micro_batches`. Measured on MiniLM."""
+PADDING_MAX_ELSEWHERE = 1 << 14
+"""An accelerator does a batch of this size in the time of one token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundPlan:
+    """One round of one site's training; with a seed it is the same everywhere."""
+
+    training: Training
+    round: int
+    """From 1."""
+    rounds: int
+    seed: int
+    site: str
+    micro_batch: int | None = None
+    """Examples a forward pass; None: the whole batch. A memory knob that changes no result."""
+
+    @classmethod
+    def of(
+        cls, federation: FederationConfig, *, round: int, site: str, micro_batch: int | None
+    ) -> "RoundPlan":
+        """Return a federation's plan for one round at one site."""
+        return cls(
+            training=federation.training,
+            round=round,
+            rounds=federation.federation.rounds,
+            seed=federation.federation.seed,
+            site=site,
+            micro_batch=micro_batch,
+        )
+
+    def steps(self, examples: int) -> int:
+        """Return the number of steps this round, at a site with so many examples."""
+        if self.training.local_steps is not None:
+            return self.training.local_steps
+        per_epoch = -(-examples // self.training.batch_size)
+        return (self.training.local_epochs or 0) * per_epoch
+
+    def batches(self, examples: int) -> Iterator[Indices]:
+        """Yield the round's batches: shuffled passes, each example once a pass."""
+        rng = generator(self.seed, "batches", self.round, self.site)
+        size = min(self.training.batch_size, examples)
+        queue = rng.permutation(examples)
+        for _ in range(self.steps(examples)):
+            if not len(queue):
+                queue = rng.permutation(examples)
+            yield queue[:size].tolist()  # a pass's last batch may be short, none is skipped
+            queue = queue[size:]
+
+
+def train_round(loaded: Loaded, task: Task, tokens: Tokens, plan: RoundPlan) -> float:
+    """Train the model in place for one round and return the mean of the steps' losses.
+
+    The optimizer starts afresh each round; the learning rate goes on over the whole federation.
+
+    Raises:
+        TrainingError: A loss was not finite; the parameters are then worthless.
+    """
+    model, settings = loaded.model, plan.training
+    parameters = list(loaded.exchange.parameters.values())
+    optimizer = make_optimizer(parameters, settings)
+    steps = plan.steps(len(tokens))
+    losses: list[Tensor] = []
+    model.train()
+    devices = [loaded.device] if loaded.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive_seed(plan.seed, "dropout", plan.round, plan.site))
+        for step, batch in enumerate(plan.batches(len(tokens))):
+            progress = (plan.round - 1 + step / steps) / plan.rounds
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings, progress)
+            losses.append(_accumulate(loaded, task, tokens, batch, plan))
+            if settings.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    values = torch.stack(losses).tolist()
+    for step, value in enumerate(values, start=1):
+        if not np.isfinite(value):
+            raise TrainingError(
+                f"loss is not finite at step {step} of round {plan.round}; "
+                "lower training.learning_rate or set training.gradient_clip"
+            )
+    return float(np.mean(values))
+
+
+def _accumulate(
+    loaded: Loaded, task: Task, tokens: Tokens, batch: Indices, plan: RoundPlan
+) -> Tensor:
+    """Add the batch's mean gradient, micro-batch by micro-batch; return the mean loss."""
+    total = torch.zeros((), device=loaded.device)
+    waste_max = PADDING_MAX.get(loaded.device.type, PADDING_MAX_ELSEWHERE)
+    for rows in micro_batches(tokens, batch, rows_max=plan.micro_batch, waste_max=waste_max):
+        part = to_device(task.pad(tokens, rows), loaded.device)
+        with precision(plan.training, loaded.device):
+            loss = task.losses(loaded.model, part).sum() / len(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
+
+
+def micro_batches(
+    tokens: Tokens, batch: Indices, *, rows_max: int | None, waste_max: int
+) -> Iterator[Indices]:
+    """Yield the batch in parts of alike lengths, the longest first.
+
+    A part ends when padding its next row would bring its padding over `waste_max` tokens, about
+    what one more forward and backward pass costs. Short texts then do not pay for the longest of
+    their batch. The parts' gradients add up to the batch's.
+    """
+    part: Indices = []
+    longest = waste = 0
+    for index in sorted(batch, key=lambda i: (-len(tokens.inputs[i]), i)):
+        length = len(tokens.inputs[index])
+        if part and (waste + longest - length > waste_max or len(part) == rows_max):
+            yield part
+            part = []
+        if not part:
+            longest, waste = length, 0
+        waste += longest - length
+        part.append(index)
+    yield part
+
+
+def evaluate(
+    loaded: Loaded, task: Task, tokens: Tokens, *, batch_size: int, training: Training
+) -> Sums:
+    """Return the sums over all examples. Examples go in order of length, to pad least."""
+    loaded.model.eval()
+    order = np.argsort(tokens.lengths(), kind="stable").tolist()
+    parts: list[Sums] = []
+    with torch.inference_mode(), precision(training, loaded.device):
+        for start in range(0, len(order), batch_size):
+            batch = task.pad(tokens, order[start : start + batch_size])
+            parts.append(task.measure(loaded.model, to_device(batch, loaded.device)))
+    return add_sums(parts)
+
+
+def make_optimizer(parameters: list[torch.nn.Parameter], settings: Training) -> Any:
+    """Return the site's optimizer; weight decay spares biases and norms (vectors)."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
+
+
+def precision(training: Training, device: torch.device) -> AbstractContextManager[Any]:
+    """Return bfloat16 autocast, or nothing."""
+    if training.precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch on the device."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def use_threads(count: int) -> None:
+    """Fix the number of processor threads; sums in another order differ in their last bits."""
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)

@@ -1,0 +1,1 @@
+"""Sampler, clipper, noise, accountant, plan, ledger, egress, secure aggregation, audit."""

@@ -1,0 +1,62 @@
+"""Egress: the last gate at a site. What is not on the list does not leave."""
+
+from dataclasses import dataclass
+
+from intramural.core.errors import EgressRefused
+from intramural.core.layout import Layout
+from intramural.core.messages import Evaluated, Refusal, Reply, Update, Welcome
+
+SUMS = {
+    "classification": frozenset({"confusion", "loss", "examples"}),
+    "generation": frozenset({"loss", "examples", "token_loss", "tokens", "correct_tokens"}),
+}
+"""Names of the evaluation sums that a task lets out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EgressPolicy:
+    """What may leave a site in one federation."""
+
+    layout: Layout | None
+    """The one layout a vector may have; None: no vector may leave."""
+    task: str
+    payload_bytes_max: int
+
+    def check(self, reply: Reply) -> Reply:
+        """Return the reply if it may leave.
+
+        Guarantees:
+            A vector leaves only in the layout derived from the approved manifest, so no further
+            tensor can ride along; sums leave only under the task's names; sizes are bounded.
+
+        Raises:
+            EgressRefused: It may not; the rule is named.
+        """
+        match reply:
+            case Update():
+                self._check_update(reply)
+            case Evaluated():
+                if unknown := set(reply.sums.counts) - SUMS[self.task]:
+                    raise EgressRefused(
+                        item=f"sums {sorted(unknown)}",
+                        rule=f"{self.task} lets out {sorted(SUMS[self.task])} only",
+                        remedy="Install the package version that the federation names.",
+                    )
+            case Welcome() | Refusal():
+                pass
+        return reply
+
+    def _check_update(self, update: Update) -> None:
+        layout = self.layout
+        if layout is None or update.layout != layout.digest or update.delta.size != layout.size:
+            raise EgressRefused(
+                item=f"a vector of layout {update.layout[:19]}",
+                rule="the approved manifest has another layout",
+                remedy="Compare the base model's digest and [exchange].",
+            )
+        if update.delta.nbytes > self.payload_bytes_max:
+            raise EgressRefused(
+                item=f"{update.delta.nbytes} bytes",
+                rule=f"policy.payload_bytes_max is {self.payload_bytes_max}",
+                remedy="Train an adapter, or raise the limit in site.toml.",
+            )

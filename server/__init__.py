@@ -1,0 +1,1 @@
+"""The coordinator: round state machine, cohort, checkpoint, report, Flower ServerApp."""

@@ -1,0 +1,114 @@
+"""Checkpoints: the last committed round on disk, two generations, whole or not there."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from intramural.core.canonical import digest_file
+from intramural.core.errors import CheckpointError
+from intramural.core.files import sync_folder, write_json
+from intramural.core.layout import Vector
+
+GENERATIONS = 2
+_STATE = "state/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """All that a run needs to go on after a committed round."""
+
+    round: int
+    """The round committed; 0 before the first."""
+    manifest: str
+    """Digest of the manifest the run goes by."""
+    layout: str
+    """Digest of the layout of `vector`."""
+    vector: Vector = field(repr=False)
+    state: dict[str, NDArray[Any]] = field(repr=False)
+    """The rule's state."""
+    history: list[dict[str, Any]] = field(repr=False)
+    """What the report says of each round so far."""
+
+
+def _paths(folder: Path, round_: int) -> tuple[Path, Path]:
+    stem = f"round-{round_:06d}"
+    return folder / f"{stem}.safetensors", folder / f"{stem}.json"
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint and remove those before the last two.
+
+    The arrays are on disk under their name before the small file that vouches for them (round,
+    SHA-256) is; a crash between the two leaves the generation before as the newest.
+
+    Raises:
+        CheckpointError: The disk refused; the generation before is untouched.
+    """
+    arrays_path, facts_path = _paths(folder, checkpoint.round)
+    partial = arrays_path.with_suffix(f".{os.getpid()}.partial")
+    named = {_STATE + name: np.ascontiguousarray(a) for name, a in checkpoint.state.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"vector": checkpoint.vector, **named}, partial)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, arrays_path)
+        sync_folder(folder)
+        facts = {
+            "round": checkpoint.round,
+            "manifest": checkpoint.manifest,
+            "layout": checkpoint.layout,
+            "arrays": digest_file(arrays_path),
+            "history": checkpoint.history,
+        }
+        write_json(facts_path, facts)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{arrays_path}: cannot write: {error}; free space there") from error
+    for old in sorted(folder.glob("round-*.json"))[:-GENERATIONS]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest checkpoint that is whole, and a line on each that is not.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none is whole.
+    """
+    problems: list[str] = []
+    for facts_path in sorted(folder.glob("round-*.json"), reverse=True):
+        try:
+            return _load(facts_path), problems
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            problems.append(f"{facts_path.name}: {type(error).__name__}: not whole, passed over")
+    if problems:
+        raise CheckpointError(
+            f"{folder}: no checkpoint is whole ({'; '.join(problems)}); "
+            "restore the folder, or start again in a new one"
+        )
+    return None, problems
+
+
+def _load(facts_path: Path) -> Checkpoint:
+    facts = json.loads(facts_path.read_text())
+    arrays_path = facts_path.with_suffix(".safetensors")
+    if digest_file(arrays_path) != facts["arrays"]:
+        raise ValueError("digest")
+    arrays = load_file(arrays_path)
+    vector = arrays.pop("vector")
+    return Checkpoint(
+        round=facts["round"],
+        manifest=facts["manifest"],
+        layout=facts["layout"],
+        vector=vector,
+        state={name.removeprefix(_STATE): array for name, array in arrays.items()},
+        history=facts["history"],
+    )

@@ -1,0 +1,318 @@
+"""Coordinator: carries out what the RoundMachine asks for, over a Flower Grid."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from intramural.core.canonical import digest_vector
+from intramural.core.errors import AggregationError, RoundError
+from intramural.core.federation import FederationConfig
+from intramural.core.journal import Journal
+from intramural.core.layout import Layout, Vector
+from intramural.core.messages import (
+    Evaluated,
+    EvaluateRequest,
+    Refusal,
+    Request,
+    Split,
+    TrainRequest,
+    Update,
+)
+from intramural.core.metrics import Sums, add_sums, metrics_of
+from intramural.core.seeds import generator
+from intramural.core.wire import encode_vector
+from intramural.server import machine
+from intramural.server.checkpoint import Checkpoint, save_checkpoint
+from intramural.server.directory import Directory
+from intramural.server.machine import Phase
+from intramural.server.post import Arrival, Post
+from intramural.server.watcher import Watcher
+from intramural.strategies.rule import Fold, Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run ended with."""
+
+    vector: Vector = field(repr=False)
+    history: list[dict[str, Any]]
+    """One record a round, as the report has them."""
+    test: dict[str, Sums]
+    """Each site's sums on its own test records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a coordinator works with; it changes none of it but the folder's content."""
+
+    federation: FederationConfig
+    layout: Layout
+    base: str
+    """Digest of the base model."""
+    rule: Rule
+    post: Post
+    journal: Journal
+    checkpoints: Any
+    """Folder of the checkpoints."""
+    watcher: Watcher
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    poll_s: float = 0.2
+    """Pause between two looks for replies when none came."""
+    patience_s: float = inf
+    """How long a round may wait for sites before the run stops."""
+
+
+class Coordinator:
+    """One run, from the last committed round to the end."""
+
+    def __init__(self, setting: Setting, start: Checkpoint) -> None:
+        """Take up a run at a checkpoint; round 0 is the start."""
+        federation = setting.federation
+        self.setting = setting
+        self.rules = machine.Rules(
+            rounds=federation.federation.rounds,
+            sites_min=federation.sites.min,
+            share=federation.sites.share,
+            quorum=federation.sites.quorum,
+            deadline_s=federation.sites.deadline_s,
+            evaluate_every=federation.evaluation.every,
+        )
+        self.state = machine.State(committed=start.round)
+        self.vector = start.vector
+        self.memory = start.state
+        self.history = list(start.history)
+        self.directory = Directory(
+            setting.post, federation, layout=setting.layout, base=setting.base
+        )
+        self._fold: Fold | None = None
+        self._losses: dict[str, tuple[float, int]] = {}
+        self._sums: dict[str, Sums] = {}
+        self._refusals: dict[str, int] = {}
+        self._opened_s = 0.0
+        self._failed: str | None = None
+
+    def run(self) -> Outcome:
+        """Work until the last round is tested.
+
+        Raises:
+            RoundError: A round failed for good, or sites did not come within the patience.
+        """
+        waiting_since = self.setting.clock()
+        while self.state.phase not in (Phase.DONE, Phase.FAILED):
+            if self.state.phase is Phase.WAIT:
+                self._gather(waiting_since)
+            else:
+                waiting_since = self.setting.clock()
+                self._collect()
+        if self._failed is not None:
+            raise RoundError(f"{self._failed}; reasons: {self._refusals or 'none came'}")
+        return Outcome(vector=self.vector, history=self.history, test=self._sums)
+
+    def _gather(self, since_s: float) -> None:
+        """Greet whoever is new, and open a round when enough sites are ready."""
+        setting = self.setting
+        if self.directory.greet():
+            eligible = frozenset(self.directory.nodes)
+            now = setting.clock()
+            self._apply(
+                machine.step(self.rules, self.state, machine.Sites(eligible=eligible, now_s=now))
+            )
+            if self.state.phase is not Phase.WAIT:
+                return
+            if now - since_s >= setting.patience_s:
+                why = (
+                    "; ".join(sorted(set(self.directory.refusals.values())))
+                    or "they did not connect"
+                )
+                raise RoundError(
+                    f"{len(eligible)} of {self.rules.sites_min} sites can take part ({why}); "
+                    "mend the sites, or lower sites.min"
+                )
+        setting.sleep(setting.poll_s)
+
+    def _collect(self) -> None:
+        """Take in the replies that have come, one at a time, and look at the clock."""
+        came = False
+        for arrival in self.setting.post.arrivals():
+            came = True
+            self._receive(arrival)
+            self._tick()
+        self._tick()
+        if not came and self.state.phase in (Phase.TRAIN, Phase.EVALUATE, Phase.TEST):
+            self.setting.sleep(self.setting.poll_s)
+
+    def _tick(self) -> None:
+        event = machine.Tick(now_s=self.setting.clock())
+        self._apply(machine.step(self.rules, self.state, event))
+
+    def _receive(self, arrival: Arrival) -> None:
+        """Offer one reply to the machine; it counts only if the rule or the sums can use it."""
+        if self.directory.took(arrival):
+            return
+        site, (phase, round_, _) = arrival.site, arrival.tag
+        problem = arrival.problem or self._unusable(arrival)
+        state, effects = self._offer(arrival, good=problem is None)
+        if machine.Count(site=site) in effects:
+            problem = self._count(arrival)
+            if problem is not None:  # the machine is pure: ask again, and forget the first answer
+                state, effects = self._offer(arrival, good=False)
+        self.state = state
+        problem = next((e.reason for e in effects if isinstance(e, machine.Ignore)), problem)
+        if problem is not None:
+            self._refusals[problem] = self._refusals.get(problem, 0) + 1
+            detail = arrival.reply.detail if isinstance(arrival.reply, Refusal) else ""
+            self.setting.journal.append(
+                "refused", round=round_, site=site, phase=phase, reason=problem, detail=detail
+            )
+            self.setting.watcher.noticed(f"{site}: {problem} {detail}".rstrip())
+        self.setting.watcher.answered(site, phase, good=problem is None, reason=problem or "")
+
+    def _offer(self, arrival: Arrival, *, good: bool) -> machine.Outcome:
+        phase, round_, attempt = arrival.tag
+        answer = machine.Answer(
+            site=arrival.site, phase=Phase(phase), round=round_, attempt=attempt, good=good
+        )
+        return machine.step(self.rules, self.state, answer)
+
+    def _unusable(self, arrival: Arrival) -> str | None:
+        """Return why a reply cannot count, or None when it may."""
+        reply, (phase, round_, _) = arrival.reply, arrival.tag
+        match reply:
+            case Refusal():
+                return reply.reason
+            case Update() if phase == Phase.TRAIN:
+                fits = reply.layout == self.setting.layout.digest and reply.weight >= 1
+            case Evaluated() if phase != Phase.TRAIN:
+                fits = reply.split == ("test" if phase == Phase.TEST else "validation")
+            case _:
+                return "wrong-kind"
+        if reply.site != arrival.site:
+            return "identity"
+        if reply.round != round_:
+            return "stale"
+        return None if fits else "wrong-content"
+
+    def _count(self, arrival: Arrival) -> str | None:
+        """Fold a reply in; return why that was not possible, or None."""
+        reply = arrival.reply
+        try:
+            if isinstance(reply, Update):
+                assert self._fold is not None
+                self.setting.rule.add(self._fold, reply)
+                self._losses[reply.site] = (reply.loss, reply.weight)
+            elif isinstance(reply, Evaluated):
+                add_sums([reply.sums, *list(self._sums.values())[:1]])  # same names and shapes?
+                metrics_of(self.setting.federation.task.kind, reply.sums)
+                self._sums[reply.site] = reply.sums
+        except AggregationError as error:
+            return error.reason
+        return None
+
+    def _apply(self, outcome: machine.Outcome) -> None:
+        """Enter the new state and carry the effects out, in order."""
+        self.state, effects = outcome
+        for effect in effects:
+            match effect:
+                case machine.Choose():
+                    self._open(effect)
+                case machine.Aggregate():
+                    self._aggregate()
+                case machine.Evaluate():
+                    self._ask_evaluation(effect)
+                case machine.Commit():
+                    self._commit(effect.round)
+                case machine.Discard():
+                    self._fold = None
+                    self.setting.journal.append(
+                        "discarded", round=effect.round, reason=effect.reason
+                    )
+                    self.setting.watcher.noticed(effect.reason)
+                case machine.Wait():
+                    self.setting.watcher.waiting(effect.reason)
+                case machine.Finish():
+                    self._failed = effect.failed
+
+    def _open(self, effect: machine.Choose) -> None:
+        """Draw the cohort, open the fold, send the arrays."""
+        setting = self.setting
+        self._opened_s = setting.clock()
+        names = sorted(effect.eligible)
+        rng = generator(setting.federation.federation.seed, "cohort", effect.round)
+        cohort = sorted(rng.choice(names, size=effect.size, replace=False).tolist())
+        setting.journal.append(
+            "opened", round=effect.round, attempt=self.state.attempt, sites=cohort
+        )
+        self._fold = setting.rule.begin(self.memory, self.vector, round=effect.round)
+        self._losses, self._refusals = {}, {}
+        setting.post.reset_count()
+        self.state = machine.chosen(self.rules, self.state, frozenset(cohort), setting.clock())
+        request = TrainRequest(
+            manifest=setting.federation.digest,
+            round=effect.round,
+            layout=setting.layout.digest,
+            vector=self.vector,
+        )
+        setting.watcher.opened(effect.round, cohort)
+        self._send(request, cohort)
+
+    def _send(self, request: Request, sites: list[str]) -> None:
+        tag = (self.state.phase.value, self.state.round, self.state.attempt)
+        nodes = {site: self.directory.nodes[site] for site in sites}
+        self.setting.post.send(request, nodes, tag=tag, vector=encode_vector(self.vector))
+
+    def _aggregate(self) -> None:
+        assert self._fold is not None
+        self.vector, self.memory = self.setting.rule.finish(self._fold)
+        self._fold = None
+
+    def _ask_evaluation(self, effect: machine.Evaluate) -> None:
+        setting, sites = self.setting, sorted(effect.sites)
+        self._sums = {}
+        split: Split = effect.split
+        request = EvaluateRequest(
+            manifest=setting.federation.digest,
+            round=effect.round,
+            layout=setting.layout.digest,
+            split=split,
+            vector=self.vector,
+        )
+        setting.watcher.evaluating(effect.round, split, sites)
+        self._send(request, sites)
+
+    def _commit(self, round_: int) -> None:
+        """Make the round durable: checkpoint first, then the journal says so."""
+        setting = self.setting
+        weight = sum(w for _, w in self._losses.values())
+        record = {
+            "round": round_,
+            "sites": sorted(self._losses),
+            "metrics": self._metrics(),
+            "train_loss": sum(loss * w for loss, w in self._losses.values()) / weight,
+            "bytes_up": setting.post.bytes_up,
+            "bytes_down": setting.post.bytes_down,
+            "seconds": round(setting.clock() - self._opened_s, 3),
+            "refusals": dict(sorted(self._refusals.items())),
+        }
+        self.history.append(record)
+        self._sums = {}
+        save_checkpoint(
+            setting.checkpoints,
+            Checkpoint(
+                round=round_,
+                manifest=setting.federation.digest,
+                layout=setting.layout.digest,
+                vector=self.vector,
+                state=self.memory,
+                history=self.history,
+            ),
+        )
+        setting.journal.append("committed", round=round_, digest=digest_vector(self.vector))
+        setting.watcher.committed(record)
+
+    def _metrics(self) -> dict[str, float]:
+        if not self._sums:
+            return {}
+        return metrics_of(self.setting.federation.task.kind, add_sums(list(self._sums.values())))

@@ -1,0 +1,62 @@
+"""The coordinator's use of the model: the arrays to start from, and the files to end with.
+
+These functions import torch when called; the coordinator's modules do not.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from intramural.core.federation import FederationConfig
+from intramural.core.layout import Layout, Vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """What a run starts from; every site derives the same layout."""
+
+    layout: Layout
+    vector: Vector = field(repr=False)
+    base: str
+    """Digest of the base model."""
+    parameters: int
+    """Parameters of the whole model."""
+
+
+def beginning(federation: FederationConfig, places: dict[str, str]) -> Beginning:
+    """Build the model from the federation's seed and read its travelling parameters.
+
+    Raises:
+        ModelError: As `resident_model`.
+    """
+    resident = _resident(federation, places)
+    exchange = resident.loaded.exchange
+    return Beginning(
+        layout=exchange.layout,
+        vector=exchange.read(),
+        base=resident.base.digest,
+        parameters=sum(p.numel() for p in resident.loaded.model.parameters()),
+    )
+
+
+def save_final(
+    federation: FederationConfig, places: dict[str, str], vector: Vector, folder: Path
+) -> None:
+    """Write the final model to `folder`, whole or not at all, for transformers or PEFT to load."""
+    from intramural.models.resident import save_model
+
+    resident = _resident(federation, places)
+    resident.loaded.exchange.write(vector)
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    save_model(resident, beside)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+
+
+def _resident(federation: FederationConfig, places: dict[str, str]) -> Any:
+    from intramural.models.resident import resident_model
+
+    return resident_model(federation, places=places, device="auto")

@@ -1,0 +1,80 @@
+"""report.json of a run: what was run, how each round went, how the final model does."""
+
+from importlib.metadata import version
+from typing import Any
+
+from intramural.core.federation import FederationConfig
+from intramural.core.metrics import Sums, add_sums, bootstrap_intervals, metrics_of
+from intramural.core.seeds import generator
+from intramural.server.coordinator import Outcome
+from intramural.server.export import Beginning
+
+REPORT_VERSION = 1
+PACKAGES = ("intramural", "flwr", "torch", "transformers", "peft", "numpy")
+
+
+def result_of(federation: FederationConfig, sums: Sums) -> dict[str, Any]:
+    """Return the metrics of evaluation sums, with 95 % bootstrap intervals where they exist."""
+    kind = federation.task.kind
+    result: dict[str, Any] = dict(metrics_of(kind, sums))
+    result["interval"] = {}
+    if "confusion" in sums.counts:
+        rng = generator(federation.federation.seed, "bootstrap")
+        intervals = bootstrap_intervals(sums.counts["confusion"], rng=rng)
+        result["interval"] = {name: list(bounds) for name, bounds in intervals.items()}
+    return result
+
+
+def run_report(
+    federation: FederationConfig,
+    first: Beginning,
+    outcome: Outcome,
+    *,
+    digest: str,
+    engine: str,
+) -> dict[str, Any]:
+    """Return the report of a finished run, as a JSON value; docs/report.md lists its keys."""
+    test = outcome.test
+    own = {site: {"federated": result_of(federation, s)} for site, s in sorted(test.items())}
+    history = outcome.history
+    return {
+        "version": REPORT_VERSION,
+        "name": federation.federation.name,
+        "task": federation.task.kind,
+        "exchange": federation.exchange.kind,
+        "engine": engine,
+        "digest": digest,
+        "manifest": federation.digest,
+        "model": {
+            "base": federation.model.base,
+            "digest": first.base,
+            "parameters": first.parameters,
+            "trained": first.layout.size,
+        },
+        "labels": list(federation.task.labels),
+        "plan": {
+            "rounds": federation.federation.rounds,
+            "local_steps": federation.training.local_steps,
+            "local_epochs": federation.training.local_epochs,
+            "batch_size": federation.training.batch_size,
+            "learning_rate": federation.training.learning_rate,
+            "rule": federation.strategy.rule,
+            "seed": federation.federation.seed,
+        },
+        "sites": [],
+        "rounds": history,
+        "final": {
+            "federated": result_of(federation, add_sums(list(test.values()))) if test else None,
+            "pooled": None,
+            "baseline": None,
+            "local": {},
+            "own_test": own,
+        },
+        "samples": [],
+        "bytes_up": sum(r["bytes_up"] for r in history),
+        "bytes_down": sum(r["bytes_down"] for r in history),
+        "seconds": round(sum(r["seconds"] for r in history), 3),
+        "privacy": None,
+        "notes": [],
+        "versions": {name: version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,109 @@
+"""`intramural simulate`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from intramural.core.config import check_config, load_config
+from intramural.core.errors import ConfigError
+from intramural.core.federation import FederationConfig
+from intramural.core.site import SiteConfig, load_site
+from intramural.server.report_table import print_report
+from intramural.server.screen import Screen
+from intramural.simulations.partition import parse_spec
+from intramural.simulations.sites import Deal, target_column
+
+FEDERATION = typer.Argument(help="The federation's configuration, federation.toml.")
+DATA = typer.Option(
+    help="A site.toml whose records, limits and machine all simulated sites share; "
+    "or a .csv, .jsonl or .parquet file, whose columns --text, --label ... name."
+)
+
+
+def simulate_command(
+    federation: Annotated[Path, FEDERATION],
+    data: Annotated[Path, DATA],
+    out: Annotated[Path, typer.Option(help="Folder for model, report, journal, checkpoints.")],
+    sites: Annotated[
+        int, typer.Option(min=1, help="Number of sites the records are dealt to.")
+    ] = 5,
+    partition: Annotated[
+        str, typer.Option(help="iid, dirichlet:ALPHA, size:POWER or column:NAME.")
+    ] = "iid",
+    engine: Annotated[
+        str, typer.Option(help="inprocess, or ray (several processes).")
+    ] = "inprocess",
+    compare: Annotated[
+        str, typer.Option(help="What to compare with: local,pooled,baseline, or none.")
+    ] = "local,pooled,baseline",
+    text: Annotated[str, typer.Option(help="Column of the text.")] = "text",
+    label: Annotated[str, typer.Option(help="Column of the label (classification).")] = "label",
+    response: Annotated[
+        str, typer.Option(help="Column of the response (generation).")
+    ] = "response",
+    group: Annotated[
+        str | None, typer.Option(help="Column whose equal values stay on one side of a split.")
+    ] = None,
+    person: Annotated[
+        str | None, typer.Option(help="Column of the person a record is about.")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processor threads; results depend on it in the last bits."),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last committed round.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as one JSON object.")
+    ] = False,
+) -> None:
+    """Simulate a federation on this machine: real agents, real rules, one process.
+
+    Deals the records to sites, runs the rounds, trains the same model alone at each site and on
+    all records together, and writes OUT/report.html, OUT/report.json and OUT/model.
+    """
+    from intramural.simulations.simulate import COMPARISONS, Simulation, simulate
+
+    columns = {"text": text, "label": label, "response": response, "group": group, "person": person}
+    config = load_config(federation, FederationConfig)
+    template = _template(data, columns, threads=threads)
+    target_column(config, template)
+    parse_spec(partition)
+    kinds = frozenset(compare.split(",")) - {"none"}
+    if engine not in ("inprocess", "ray") or not kinds <= COMPARISONS:
+        raise ConfigError(
+            "--engine is inprocess or ray; --compare is none or some of "
+            f"{','.join(sorted(COMPARISONS))}; got --engine {engine} --compare {compare}"
+        )
+    plan = Simulation(
+        deal=Deal(
+            federation=config, template=template, sites=sites, partition=partition, folder=out
+        ),
+        engine="ray" if engine == "ray" else "inprocess",
+        resume=resume,
+        compare=kinds,
+    )
+    console = Console(stderr=as_json)
+    with Screen(console, rounds=config.federation.rounds) as screen:
+        report = simulate(plan, watcher=screen)
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    print_report(report, console)
+    console.print(f"report: {out / 'report.html'}   model: {out / 'model'}", highlight=False)
+
+
+def _template(data: Path, columns: dict[str, str | None], *, threads: int | None) -> SiteConfig:
+    """Return what all simulated sites share, from a site.toml or from a file's columns."""
+    if data.suffix == ".toml":
+        template = load_site(data)
+    else:
+        named = {name: column for name, column in columns.items() if column is not None}
+        table = {"site": {"name": "simulated"}, "data": {"path": str(data.resolve()), **named}}
+        template = check_config(table, SiteConfig, source="options")
+    if threads is not None:
+        compute = template.compute.model_copy(update={"threads": threads})
+        template = template.model_copy(update={"compute": compute})
+    return template

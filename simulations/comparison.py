@@ -1,0 +1,124 @@
+"""Comparison: the same model trained alone at each site, and on everybody's records together.
+
+Both go through the SiteAgent, as the federation does: a federation of one. So records, splits,
+steps, learning rates and evaluation are the same, and only the sharing differs.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from intramural.client.agent import SiteAgent
+from intramural.core.errors import TrainingError
+from intramural.core.federation import FederationConfig
+from intramural.core.files import write_json
+from intramural.core.layout import Vector
+from intramural.core.messages import Evaluated, EvaluateRequest, Refusal, TrainRequest, Update
+from intramural.core.metrics import Sums, add_sums
+from intramural.core.site import load_site
+from intramural.server.report import result_of
+
+
+class Progress(Protocol):
+    """Told how far some work is."""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """So much of `what` is done, of so much."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What to compare with, and where results are kept as they come."""
+
+    federation: FederationConfig
+    files: list[Path]
+    """site.toml of each site."""
+    pooled: Path
+    folder: Path
+
+
+def train_alone(
+    agent: SiteAgent, start: Vector, rounds: int, progress: Callable[[int], None]
+) -> Vector:
+    """Return the parameters after all rounds at one site alone; shape as `start`.
+
+    Raises:
+        TrainingError: The site refused or failed; the reason is in the message.
+    """
+    vector = start.copy()
+    for round_ in range(1, rounds + 1):
+        request = TrainRequest(
+            manifest=agent.federation.digest,
+            round=round_,
+            layout=agent.layout.digest,
+            vector=vector,
+        )
+        reply = agent.answer(request)
+        if isinstance(reply, Refusal):
+            raise TrainingError(f"{agent.name} alone: {reply.detail}")
+        assert isinstance(reply, Update)
+        np.add(vector, reply.delta, out=vector)
+        progress(round_)
+    return vector
+
+
+def test_sums(agents: list[SiteAgent], vector: Vector) -> dict[str, Sums]:
+    """Return the sums of the parameters on each site's own test records."""
+    sums: dict[str, Sums] = {}
+    for agent in agents:
+        request = EvaluateRequest(
+            manifest=agent.federation.digest,
+            round=agent.federation.federation.rounds,
+            layout=agent.layout.digest,
+            split="test",
+            vector=vector,
+        )
+        reply = agent.answer(request)
+        if isinstance(reply, Refusal):
+            raise TrainingError(f"{agent.name}: {reply.detail}")
+        assert isinstance(reply, Evaluated)
+        sums[agent.name] = reply.sums
+    return sums
+
+
+def compare(
+    plan: Comparison, start: Vector, *, kinds: set[str], progress: Progress
+) -> dict[str, Any]:
+    """Return results by trained model: `{"pooled": R, "local": {site: R}}`.
+
+    Each R is `{"all": metrics on the pooled test split, "own": {site: metrics on its own}}`. A
+    model's result is kept on disk once it is there, so that an interrupted comparison goes on.
+    """
+    agents = [SiteAgent(load_site(file), plan.federation) for file in plan.files]
+    results: dict[str, Any] = {"local": {}}
+    jobs: list[tuple[str, SiteAgent]] = []
+    if "local" in kinds:
+        jobs += [(agent.name, agent) for agent in agents]
+    if "pooled" in kinds:
+        jobs += [("pooled", SiteAgent(load_site(plan.pooled), plan.federation))]
+    for name, agent in jobs:
+        kept = plan.folder / f"{name}.json"
+        if not kept.is_file():
+            rounds = plan.federation.federation.rounds
+            label = "pooled training" if name == "pooled" else f"{name} alone"
+            vector = train_alone(agent, start, rounds, partial(progress, label, total=rounds))
+            write_json(kept, _result(plan.federation, test_sums(agents, vector)))
+        found = json.loads(kept.read_text())
+        if name == "pooled":
+            results["pooled"] = found
+        else:
+            results["local"][name] = found
+    return results
+
+
+def _result(federation: FederationConfig, sums: dict[str, Sums]) -> dict[str, Any]:
+    return {
+        "all": result_of(federation, add_sums(list(sums.values()))),
+        "own": {site: result_of(federation, own) for site, own in sums.items()},
+    }

@@ -1,0 +1,182 @@
+"""A simulation: deal the records, run the federation on an engine, compare, report."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from intramural.client.agent import SiteAgent
+from intramural.core.canonical import canonical_json
+from intramural.core.errors import ConfigError
+from intramural.core.federation import FederationConfig
+from intramural.core.files import write_atomic, write_json
+from intramural.core.layout import Vector
+from intramural.core.site import load_site
+from intramural.models.generation import Generation
+from intramural.models.resident import resident_model
+from intramural.server.checkpoint import load_checkpoint
+from intramural.server.export import beginning
+from intramural.server.report_html import render_html
+from intramural.server.run import CHECKPOINTS, JOURNAL, REPORT, RunPlan, run_federation
+from intramural.server.watcher import Watcher
+from intramural.simulations.baseline import linear_baseline
+from intramural.simulations.comparison import Comparison, compare
+from intramural.simulations.sites import Deal, Dealt, deal
+
+Engine = Literal["inprocess", "ray"]
+COMPARISONS = frozenset({"local", "pooled", "baseline"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """What to simulate."""
+
+    deal: Deal
+    engine: Engine = "inprocess"
+    resume: bool = False
+    compare: frozenset[str] = COMPARISONS
+
+    @property
+    def federation(self) -> FederationConfig:
+        """The federation to run."""
+        return self.deal.federation
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return self.deal.folder
+
+
+def simulate(plan: Simulation, *, watcher: Watcher) -> dict[str, Any]:
+    """Run a simulation to its end, and return its report.
+
+    Raises:
+        ConfigError: There are fewer sites than `sites.min`, or the folder holds another run.
+        IntramuralError: As `deal`, `run_federation` and `compare`.
+    """
+    _check(plan)
+    dealt = deal(plan.deal)
+    _run(plan, watcher)
+    report = _add_comparison(plan, dealt, watcher)
+    write_json(plan.folder / REPORT, report)
+    write_atomic(plan.folder / "report.html", render_html(report).encode())
+    return report
+
+
+def _check(plan: Simulation) -> None:
+    """Refuse what cannot work before anything is written; note what the folder is for."""
+    wanted = plan.federation.sites.min
+    if plan.deal.sites < wanted:
+        raise ConfigError(
+            f"--sites {plan.deal.sites} is below sites.min = {wanted} in federation.toml; "
+            "raise --sites or lower sites.min"
+        )
+    facts = canonical_json(plan.deal.facts())
+    mark = plan.folder / "simulation.json"
+    if mark.is_file() and mark.read_bytes() != facts:
+        raise ConfigError(f"{plan.folder}: holds another simulation; use another --out")
+    if (plan.folder / JOURNAL).exists() and not plan.resume:
+        raise ConfigError(f"{plan.folder}: holds a run already; add --resume, or use another --out")
+    write_atomic(mark, facts)
+
+
+def run_config(plan: Simulation) -> dict[str, str | bool | float]:
+    """Return what coordinator and sites find in their Flower context."""
+    return {
+        "manifest": plan.federation.manifest(),
+        "out": str(plan.folder.resolve()),
+        "simulation-sites": str((plan.folder / "sites").resolve()),
+        "models": canonical_json(plan.deal.template.model).decode(),
+        "resume": True,
+        "engine": plan.engine,
+        "patience-s": 0.0,
+    }
+
+
+def _run(plan: Simulation, watcher: Watcher) -> None:
+    """Run the rounds, unless they are all done."""
+    if plan.engine == "ray":
+        from intramural.simulations.ray_engine import run_on_ray
+
+        run_on_ray(run_config(plan), nodes=plan.deal.sites, folder=plan.folder, watcher=watcher)
+        return
+    from intramural.client.app import app
+    from intramural.simulations.inprocess import InProcessGrid
+
+    grid = InProcessGrid(app, plan.deal.sites, run_config=run_config(plan))
+    run = RunPlan(
+        federation=plan.federation,
+        folder=plan.folder,
+        places=plan.deal.template.model,
+        resume=True,
+        engine=plan.engine,
+        patience_s=0.0,
+    )
+    run_federation(run, grid, watcher=watcher)
+
+
+def _add_comparison(plan: Simulation, dealt: Dealt, watcher: Watcher) -> dict[str, Any]:
+    """Return the run's report with sites, comparisons and samples filled in."""
+    report: dict[str, Any] = json.loads((plan.folder / REPORT).read_text())
+    first = beginning(plan.federation, plan.deal.template.model)
+    agents = [SiteAgent(load_site(file), plan.federation) for file in dealt.files]
+    report["sites"] = [_site_facts(agent) for agent in agents]
+    report["notes"] = list(dealt.notes)
+    final = report["final"]
+    found = compare(
+        Comparison(
+            federation=plan.federation,
+            files=dealt.files,
+            pooled=dealt.pooled,
+            folder=plan.folder / "comparison",
+        ),
+        first.vector,
+        kinds=set(plan.compare),
+        progress=watcher.progressed,
+    )
+    if "baseline" in plan.compare and plan.federation.task.kind == "classification":
+        found["baseline"] = linear_baseline(
+            plan.federation,
+            [record for agent in agents for record in agent.splits().train],
+            {agent.name: agent.splits().test for agent in agents},
+        )
+    for kind in ("pooled", "baseline"):
+        if kind in found:
+            final[kind] = found[kind]["all"]
+            for site, result in found[kind]["own"].items():
+                final["own_test"][site][kind] = result
+    for site, result in found["local"].items():
+        final["local"][site] = result["all"]
+        final["own_test"][site]["local"] = result["own"][site]
+    report["samples"] = _samples(plan, agents[0], first.vector)
+    return report
+
+
+def _site_facts(agent: SiteAgent) -> dict[str, Any]:
+    splits = agent.splits()
+    sides = {side: getattr(splits, side) for side in ("train", "validation", "test")}
+    facts: dict[str, Any] = {"name": agent.name} | {s: len(rows) for s, rows in sides.items()}
+    facts["labels"] = {}
+    if agent.federation.task.kind == "classification":
+        counts = Counter(record.target for rows in sides.values() for record in rows)
+        facts["labels"] = dict(sorted(counts.items()))
+    return facts
+
+
+def _samples(plan: Simulation, agent: SiteAgent, start: Vector) -> list[dict[str, str]]:
+    """Return what the model writes for one test record, before and after the federation."""
+    places = plan.deal.template.model
+    resident = resident_model(plan.federation, places=places, device="auto")
+    checkpoint, _ = load_checkpoint(plan.folder / CHECKPOINTS)
+    if not isinstance(resident.task, Generation) or checkpoint is None:
+        return []
+    record = agent.splits().test[0]
+    sample = {"prompt": record.text, "reference": record.target}
+    for name, vector in (("before", start), ("after", checkpoint.vector)):
+        resident.loaded.exchange.write(vector)
+        resident.loaded.model.eval()
+        sample[name] = resident.task.respond(
+            resident.loaded.model, record.text, tokens_max=plan.federation.task.new_tokens_max
+        )
+    return [sample]

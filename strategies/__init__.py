@@ -1,0 +1,1 @@
+"""Rules: how updates become the next arrays; one file adapts any rule to Flower and back."""

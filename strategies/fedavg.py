@@ -1,0 +1,80 @@
+"""Federated averaging, with server learning rate and momentum, on flat vectors."""
+
+from typing import Literal
+
+import numpy as np
+
+from intramural.core.errors import AggregationError
+from intramural.core.layout import Vector
+from intramural.core.messages import Update
+from intramural.strategies.exact_sum import ExactSum
+from intramural.strategies.rule import Fold, State, Traits
+
+FRACTION_BITS = {"equal": 36, "examples": 24}
+"""Grid of the sum. Weights in records are large, so a coarser grid leaves the mean as fine."""
+
+
+class FedAvg:
+    """next = current + learning_rate * velocity; velocity = momentum * velocity + mean(delta).
+
+    mean(delta) = sum_k w_k delta_k / sum_k w_k, w_k the capped number of records, or 1.
+
+    Source: McMahan et al. 2017, Algorithm 1, https://arxiv.org/abs/1602.05629; server momentum:
+    Hsu et al. 2019, https://arxiv.org/abs/1909.06335.
+    """
+
+    name = "fedavg"
+    traits = Traits(sums_only=True, exact_for_lora=False, mixed_ranks=False, byzantine=False)
+
+    def __init__(
+        self,
+        *,
+        weights: Literal["examples", "equal"] = "examples",
+        weight_cap: int | None = None,
+        learning_rate: float = 1.0,
+        momentum: float = 0.0,
+    ) -> None:
+        self.weights = weights
+        self.weight_cap = weight_cap
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+
+    def weight_of(self, update: Update) -> int:
+        """Return what the update counts for: 1, or its records up to the cap."""
+        if self.weights == "equal":
+            return 1
+        return min(update.weight, self.weight_cap or update.weight)
+
+    def begin(self, state: State, current: Vector, *, round: int) -> Fold:
+        """Open a round; allocates two models of memory, whatever the number of sites."""
+        total = ExactSum(current.size, fraction_bits=FRACTION_BITS[self.weights])
+        return Fold(round=round, current=current, state=state, work=total)
+
+    def add(self, fold: Fold, update: Update) -> None:
+        """Fold one update in, exactly: the order of updates changes no bit.
+
+        Raises:
+            AggregationError: A value is not finite or far too large; the fold is as before.
+        """
+        weight = self.weight_of(update)
+        fold.work.add(update.delta, float(weight))
+        fold.weight += weight
+        fold.sites.append(update.site)
+
+    def finish(self, fold: Fold) -> tuple[Vector, State]:
+        """Return the next arrays and, with momentum, the velocity.
+
+        Raises:
+            AggregationError: No update was added.
+        """
+        if not fold.sites:
+            raise AggregationError("no update to aggregate; lower sites.min or wait for sites")
+        step: Vector = fold.work.mean(fold.weight)
+        state: State = {}
+        if self.momentum:
+            step += np.float32(self.momentum) * fold.state.get("velocity", np.float32(0))
+            state["velocity"] = step.copy()
+        if self.learning_rate != 1.0:
+            step *= np.float32(self.learning_rate)
+        step += fold.current
+        return step, state

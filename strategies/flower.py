@@ -1,0 +1,196 @@
+"""The seam to Flower: any Rule as a Flower Strategy, and Flower's strategies as Rules."""
+
+import inspect
+from collections.abc import Iterable
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp import strategy as flower_strategies
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from flwr.serverapp.strategy import Strategy
+
+from intramural.core.errors import AggregationError, ConfigError, IntramuralError
+from intramural.core.layout import Layout, Vector
+from intramural.core.messages import Update
+from intramural.strategies.exact_sum import largest
+from intramural.strategies.rule import Fold, Rule, State, Traits
+
+USABLE = frozenset(
+    {"FedAvg", "FedAvgM", "FedAdagrad", "FedAdam", "FedYogi", "FedMedian", "FedTrimmedAvg"}
+    | {"Krum", "MultiKrum", "Bulyan"}
+)
+"""Flower's strategies that act on arrays alone. The others need a part at the sites (FedProx, the
+differential privacy wrappers), another reply (QFedAvg) or another model (XGBoost)."""
+WEIGHT_KEY = "num-examples"
+
+
+class FlowerRule:
+    """A stock Flower strategy inside our loop, unchanged.
+
+    It holds all replies of a round until `finish`, as Flower does: memory grows with the sites.
+    What the strategy remembers on itself (first and second moments, velocity) is read into our
+    state after each round and put back before the next, so that it survives a restart.
+    """
+
+    def __init__(self, name: str, strategy: Strategy, layout: Layout) -> None:
+        self.name = f"flwr:{name}"
+        self.traits = Traits(
+            sums_only=False,
+            exact_for_lora=False,
+            mixed_ranks=False,
+            byzantine=name in {"FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"},
+        )
+        self._strategy = strategy
+        self._layout = layout
+
+    @classmethod
+    def named(cls, name: str, layout: Layout, options: dict[str, Any]) -> "FlowerRule":
+        """Return the rule around Flower's strategy `name`.
+
+        Raises:
+            ConfigError: Flower has no such strategy, it needs more than arrays, or it does not
+                take these options.
+        """
+        if name not in USABLE:
+            raise ConfigError(f"strategy.rule: 'flwr:{name}' cannot be used; can: {sorted(USABLE)}")
+        kind = getattr(flower_strategies, name)
+        try:
+            strategy = kind(min_train_nodes=1, min_available_nodes=1, **options)
+        except TypeError:
+            known = sorted(set(inspect.signature(kind).parameters) - {"self"})
+            raise ConfigError(f"strategy.options: {name} takes only {known}") from None
+        return cls(name, strategy, layout)
+
+    def begin(self, state: State, current: Vector, *, round: int) -> Fold:
+        """Open a round: give the strategy its memory and the current arrays."""
+        _restore(self._strategy, state)
+        arrays = self._record(current)
+        # the messages it would send are thrown away; what counts is that it sees the arrays
+        list(self._strategy.configure_train(round, arrays, ConfigRecord(), cast(Grid, _OneNode())))
+        return Fold(round=round, current=current, state=state, work={})
+
+    def add(self, fold: Fold, update: Update) -> None:
+        """Keep one update; it is combined in `finish`."""
+        if not largest(update.delta) < np.inf:
+            raise AggregationError("update holds a value that is not finite; it was left out")
+        arrays = self._record(fold.current + update.delta)
+        metrics = MetricRecord({WEIGHT_KEY: update.weight})
+        content = RecordDict({"arrays": arrays, "metrics": metrics})
+        fold.work[update.site] = Message(content, len(fold.work) + 1, "train")
+        fold.weight += update.weight
+        fold.sites.append(update.site)
+
+    def finish(self, fold: Fold) -> tuple[Vector, State]:
+        """Let the strategy combine the updates, in order of the sites' names."""
+        replies = [fold.work[site] for site in sorted(fold.work)]
+        arrays, _ = self._strategy.aggregate_train(fold.round, replies)
+        if arrays is None:
+            raise AggregationError(f"{self.name} gave no arrays for {len(replies)} updates")
+        named = {name: array.numpy().astype(np.float32) for name, array in arrays.items()}
+        return self._layout.flatten(named), _remembered(self._strategy)
+
+    def _record(self, vector: Vector) -> ArrayRecord:
+        return ArrayRecord({n: Array(a) for n, a in self._layout.unflatten(vector).items()})
+
+
+class _OneNode:
+    """A grid with one node, for strategies that ask how many there are."""
+
+    def get_node_ids(self) -> list[int]:
+        return [1]
+
+
+def _remembered(strategy: Strategy) -> State:
+    """Return the arrays a strategy keeps on itself, named `attribute/key`."""
+    state: State = {}
+    for attribute, value in vars(strategy).items():
+        items: Iterable[tuple[Any, Any]] = ()
+        if isinstance(value, dict) and attribute != "current_arrays":
+            items = value.items()
+        elif isinstance(value, list):
+            items = enumerate(value)
+        for key, array in items:
+            if isinstance(array, np.ndarray):
+                state[f"{attribute}/{key}"] = array
+    return state
+
+
+def _restore(strategy: Strategy, state: State) -> None:
+    """Put back what `_remembered` read."""
+    grouped: dict[str, dict[str, Any]] = {}
+    for name, array in state.items():
+        attribute, _, key = name.partition("/")
+        grouped.setdefault(attribute, {})[key] = array
+    for attribute, items in grouped.items():
+        numbered = all(key.isdigit() for key in items)
+        value: Any = [items[str(i)] for i in range(len(items))] if numbered else items
+        setattr(strategy, attribute, value)
+
+
+class RuleStrategy(FlowerFedAvg):
+    """Any of our rules as a strategy of a stock Flower app.
+
+    Replies are those of Flower's own strategies: one `ArrayRecord` of named arrays after training,
+    one `MetricRecord` with `num-examples`. Arrays that are not floating point (counters) are taken
+    from the current model. Replies that do not fit are left out instead of ending the run.
+
+    Example:
+        `RuleStrategy(FedAvg(momentum=0.9), fraction_train=0.5).start(grid, initial_arrays)`
+    """
+
+    def __init__(self, rule: Rule, **flower_options: Any) -> None:
+        """Wrap `rule`; `flower_options` are those of Flower's FedAvg."""
+        super().__init__(**flower_options)
+        self.rule = rule
+        self.state: State = {}
+        self._current: dict[str, np.ndarray[Any, Any]] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Remember the current arrays, then sample as FedAvg does."""
+        self._current = {name: array.numpy() for name, array in arrays.items()}
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold the replies one by one, then average their metrics as FedAvg does."""
+        floats = {n: a for n, a in self._current.items() if np.issubdtype(a.dtype, np.floating)}
+        layout = Layout.of({n: a.astype(np.float32) for n, a in floats.items()})
+        current = layout.flatten(floats)
+        fold = self.rule.begin(self.state, current, round=server_round)
+        kept: list[RecordDict] = []
+        for reply in replies:
+            if reply.has_error():
+                continue
+            records = next(iter(reply.content.array_records.values()))
+            metrics = next(iter(reply.content.metric_records.values()))
+            after = {n: records[n].numpy() for n in floats if n in records}
+            weight = int(cast(float, metrics[self.weighted_by_key]))
+            try:
+                delta = layout.flatten(after) - current
+                site = str(reply.metadata.src_node_id)
+                update = Update(
+                    site=site,
+                    round=server_round,
+                    layout=layout.digest,
+                    weight=weight,
+                    loss=0.0,
+                    seconds=0.0,
+                    delta=delta,
+                )
+                self.rule.add(fold, update)
+            except IntramuralError:
+                continue
+            kept.append(RecordDict({"metrics": metrics}))
+        if not kept:
+            return None, None
+        vector, self.state = self.rule.finish(fold)
+        new = self._current | layout.unflatten(vector)
+        arrays = ArrayRecord(
+            {n: Array(np.asarray(new[n], a.dtype)) for n, a in self._current.items()}
+        )
+        return arrays, self.train_metrics_aggr_fn(kept, self.weighted_by_key)
