@@ -77,8 +77,6 @@ class SiteAgent:
                 "the request goes by another manifest than this site has; start a new run"
             )
         check_manifest(self.site.policy, self.federation)
-        if not isinstance(request, Hello):
-            return
         if self.site.compute.threads is not None:
             use_threads(self.site.compute.threads)
 

@@ -8,9 +8,10 @@ from intramural.core.canonical import canonical_json, digest_json
 from intramural.core.config import Section
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+# strict: `rounds = true` and `rounds = "10"` are mistakes, not one round and ten
+Positive = Annotated[float, Field(gt=0, strict=True)]
+Share = Annotated[float, Field(gt=0, le=1, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -21,7 +22,7 @@ class Federation(Section):
     """lower-case name of the federation: letters, digits, dot, dash, underscore"""
     rounds: Count
     """number of rounds, at least 1"""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
     """seed of everything random that is not a privacy mechanism"""
 
 
@@ -32,7 +33,7 @@ class Model(Section):
     """a folder, an installed model package, or a hub id; resolved at each site"""
     digest: Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
     """sha256:... of the base's files; a site whose base differs refuses"""
-    max_length: Annotated[int, Field(ge=4)] = 128
+    max_length: Annotated[int, Field(ge=4, strict=True)] = 128
     """longest text in tokens; longer ones are cut"""
 
 
@@ -68,7 +69,7 @@ class Exchange(Section):
     """lora: rank of the update"""
     alpha: Positive = 16.0
     """lora: scale; the update is multiplied by alpha / rank"""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
     """lora: dropout in front of the adapter"""
     target_modules: tuple[Text, ...] = ("query", "value")
     """lora: ends of the names of the linear layers that get an adapter"""
@@ -89,13 +90,13 @@ class Training(Section):
     """steps a site makes each round"""
     local_epochs: Count | None = None
     """passes over a site's training records each round, instead of local_steps"""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.0
     """decoupled weight decay, not applied to biases and norms"""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
     """sgd: momentum within a round"""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """learning rate over the whole federation: 'constant', 'linear' or 'cosine'"""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
     """share of the whole federation over which the learning rate rises from 0"""
     gradient_clip: Positive | None = None
     """largest norm of the batch gradient; absent: not clipped"""
@@ -122,7 +123,7 @@ class Strategy(Section):
     """largest weight a site can have, in records"""
     learning_rate: Positive = 1.0
     """server step size on the mean update; 1 is plain averaging"""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
     """server momentum"""
     options: dict[str, float | int | str | bool] = Field(default_factory=dict)
     """arguments of a 'flwr:' strategy"""
@@ -144,7 +145,7 @@ class Sites(Section):
 class Evaluation(Section):
     """The table [evaluation]."""
 
-    every: Annotated[int, Field(ge=0)] = 1
+    every: Annotated[int, Field(ge=0, strict=True)] = 1
     """evaluate on the sites' validation records every so many rounds; 0: never"""
     records_max: Count | None = None
     """most records a site evaluates on; absent: all"""
@@ -159,7 +160,7 @@ class Privacy(Section):
     """what one neighbour differs in: 'record' or 'person'"""
     epsilon: Positive
     """privacy spent over the whole federation, at delta"""
-    delta: Annotated[float, Field(gt=0, lt=1)]
+    delta: Annotated[float, Field(gt=0, lt=1, strict=True)]
     """below 1 / nominal_records"""
     clip_norm: Positive
     """L2 bound of one unit's gradient"""

@@ -1,5 +1,6 @@
 """Journal: an append-only, hash-chained record of what happened, one JSON object a line."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ class Journal:
             "seq": len(self.entries),
             "time": self._now().isoformat(timespec="milliseconds"),
             "kind": kind,
-            "body": body,
+            "body": json.loads(canonical_json(body)),  # as it will be read: keys are text
             "previous": self.head,
         }
         entry = Entry(**fields, digest=digest_json(fields))  # type: ignore[arg-type]

@@ -158,11 +158,14 @@ def _read_header(records: RecordDict) -> tuple[str, Any]:
         raise WireError("header is not JSON") from None
     if not isinstance(header, dict) or set(header) != {"version", "kind", "body"}:
         raise WireError("header lacks version, kind or body")
-    if header["version"] != WIRE_VERSION:
+    version, kind = header["version"], header["kind"]
+    if type(version) is not int or not isinstance(kind, str):
+        raise WireError("header's version is not a whole number, or its kind is not text")
+    if version != WIRE_VERSION:
         raise WireError(
-            f"wire version {header['version']!r}, expected {WIRE_VERSION}; install equal versions"
+            f"wire version {str(version)[:20]}, expected {WIRE_VERSION}; install equal versions"
         )
-    return str(header["kind"]), header["body"]
+    return kind, header["body"]
 
 
 def _read_vector(records: RecordDict, layout: Layout | None, *, claimed: str) -> Vector:

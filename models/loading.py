@@ -1,5 +1,8 @@
 """Building the model a federation trains: base, head, adapter, and what travels of it."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,14 +65,25 @@ def load_model(federation: FederationConfig, base: Base, *, device: str = "auto"
         model, tokenizer, invented = _load_base(federation, base)
         if any(isinstance(module, COUPLING) for module in model.modules()):
             raise ModelError(f"model {base.name!r} has batch normalisation; use another base")
-        if federation.exchange.kind == "lora":
-            model = _add_adapter(model, federation, invented)
-    if federation.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-        model.enable_input_require_grads()  # else a frozen embedding cuts the graph
+        with _old_names():
+            if federation.exchange.kind == "lora":
+                model = _add_adapter(model, federation, invented)
+            if federation.training.gradient_checkpointing:
+                model.gradient_checkpointing_enable()
+                model.enable_input_require_grads()  # else a frozen embedding cuts the graph
     model.to(place)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return Loaded(model=model, tokenizer=tokenizer, exchange=Exchange(trained), device=place)
+
+
+@contextmanager
+def _old_names() -> Iterator[None]:
+    """Silence transformers' notice of new names: PEFT uses the old ones, and transformers 5.0 has
+    no others.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
+        yield
 
 
 def _load_base(federation: FederationConfig, base: Base) -> tuple[Any, Any, list[str]]:

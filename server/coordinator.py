@@ -309,7 +309,7 @@ class Coordinator:
                 history=self.history,
             ),
         )
-        setting.journal.append("committed", round=round_, digest=digest_vector(self.vector))
+        setting.journal.append("committed", digest=digest_vector(self.vector), **record)
         setting.watcher.committed(record)
 
     def _metrics(self) -> dict[str, float]:

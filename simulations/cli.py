@@ -1,6 +1,7 @@
 """`intramural simulate`."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -103,7 +104,7 @@ def _template(data: Path, columns: dict[str, str | None], *, threads: int | None
         named = {name: column for name, column in columns.items() if column is not None}
         table = {"site": {"name": "simulated"}, "data": {"path": str(data.resolve()), **named}}
         template = check_config(table, SiteConfig, source="options")
-    if threads is not None:
-        compute = template.compute.model_copy(update={"threads": threads})
-        template = template.model_copy(update={"compute": compute})
-    return template
+    # fixed here, so that every engine adds up in the same order
+    threads = threads or template.compute.threads or os.cpu_count()
+    compute = template.compute.model_copy(update={"threads": threads})
+    return template.model_copy(update={"compute": compute})

@@ -99,7 +99,13 @@ def _run(plan: Simulation, watcher: Watcher) -> None:
     if plan.engine == "ray":
         from intramural.simulations.ray_engine import run_on_ray
 
-        run_on_ray(run_config(plan), nodes=plan.deal.sites, folder=plan.folder, watcher=watcher)
+        run_on_ray(
+            run_config(plan),
+            nodes=plan.deal.sites,
+            threads=plan.deal.template.compute.threads or 1,
+            folder=plan.folder,
+            watcher=watcher,
+        )
         return
     from intramural.client.app import app
     from intramural.simulations.inprocess import InProcessGrid

@@ -54,9 +54,12 @@ class FedAvg:
         """Fold one update in, exactly: the order of updates changes no bit.
 
         Raises:
-            AggregationError: A value is not finite or far too large; the fold is as before.
+            AggregationError: A value is not finite or far too large, or the weight is below 1;
+                the fold is as before.
         """
         weight = self.weight_of(update)
+        if weight < 1:
+            raise AggregationError(f"update weighs {weight!r} records; it must be at least 1")
         fold.work.add(update.delta, float(weight))
         fold.weight += weight
         fold.sites.append(update.site)

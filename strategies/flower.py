@@ -1,6 +1,7 @@
 """The seam to Flower: any Rule as a Flower Strategy, and Flower's strategies as Rules."""
 
 import inspect
+import logging
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from flwr.serverapp import strategy as flower_strategies
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Strategy
 
-from intramural.core.errors import AggregationError, ConfigError, IntramuralError
+from intramural.core.errors import AggregationError, ConfigError, IntramuralError, WireError
 from intramural.core.layout import Layout, Vector
 from intramural.core.messages import Update
 from intramural.strategies.exact_sum import largest
@@ -24,6 +25,7 @@ USABLE = frozenset(
 """Flower's strategies that act on arrays alone. The others need a part at the sites (FedProx, the
 differential privacy wrappers), another reply (QFedAvg) or another model (XGBoost)."""
 WEIGHT_KEY = "num-examples"
+log = logging.getLogger(__name__)
 
 
 class FlowerRule:
@@ -43,6 +45,7 @@ class FlowerRule:
             byzantine=name in {"FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"},
         )
         self._strategy = strategy
+        self._fresh = dict(vars(strategy))
         self._layout = layout
 
     @classmethod
@@ -64,7 +67,8 @@ class FlowerRule:
         return cls(name, strategy, layout)
 
     def begin(self, state: State, current: Vector, *, round: int) -> Fold:
-        """Open a round: give the strategy its memory and the current arrays."""
+        """Open a round: give the strategy its memory, no more, and the current arrays."""
+        vars(self._strategy).update(self._fresh)
         _restore(self._strategy, state)
         arrays = self._record(current)
         # the messages it would send are thrown away; what counts is that it sees the arrays
@@ -103,7 +107,7 @@ class _OneNode:
 
 
 def _remembered(strategy: Strategy) -> State:
-    """Return the arrays a strategy keeps on itself, named `attribute/key`."""
+    """Return the arrays a strategy keeps on itself, by `attribute/key` or `attribute[]/index`."""
     state: State = {}
     for attribute, value in vars(strategy).items():
         items: Iterable[tuple[Any, Any]] = ()
@@ -111,9 +115,10 @@ def _remembered(strategy: Strategy) -> State:
             items = value.items()
         elif isinstance(value, list):
             items = enumerate(value)
+        mark = "[]" if isinstance(value, list) else ""
         for key, array in items:
-            if isinstance(array, np.ndarray):
-                state[f"{attribute}/{key}"] = array
+            if isinstance(array, np.ndarray | np.generic):  # a parameter without axes is a scalar
+                state[f"{attribute}{mark}/{key}"] = np.asarray(array)
     return state
 
 
@@ -124,9 +129,9 @@ def _restore(strategy: Strategy, state: State) -> None:
         attribute, _, key = name.partition("/")
         grouped.setdefault(attribute, {})[key] = array
     for attribute, items in grouped.items():
-        numbered = all(key.isdigit() for key in items)
-        value: Any = [items[str(i)] for i in range(len(items))] if numbered else items
-        setattr(strategy, attribute, value)
+        listed = attribute.endswith("[]")
+        value: Any = [items[str(i)] for i in range(len(items))] if listed else items
+        setattr(strategy, attribute.removesuffix("[]"), value)
 
 
 class RuleStrategy(FlowerFedAvg):
@@ -164,26 +169,11 @@ class RuleStrategy(FlowerFedAvg):
         fold = self.rule.begin(self.state, current, round=server_round)
         kept: list[RecordDict] = []
         for reply in replies:
-            if reply.has_error():
-                continue
-            records = next(iter(reply.content.array_records.values()))
-            metrics = next(iter(reply.content.metric_records.values()))
-            after = {n: records[n].numpy() for n in floats if n in records}
-            weight = int(cast(float, metrics[self.weighted_by_key]))
             try:
-                delta = layout.flatten(after) - current
-                site = str(reply.metadata.src_node_id)
-                update = Update(
-                    site=site,
-                    round=server_round,
-                    layout=layout.digest,
-                    weight=weight,
-                    loss=0.0,
-                    seconds=0.0,
-                    delta=delta,
-                )
+                update, metrics = self._read(reply, layout, current, server_round)
                 self.rule.add(fold, update)
-            except IntramuralError:
+            except IntramuralError as error:
+                log.warning("node %d left out: %s", reply.metadata.src_node_id, error)
                 continue
             kept.append(RecordDict({"metrics": metrics}))
         if not kept:
@@ -194,3 +184,33 @@ class RuleStrategy(FlowerFedAvg):
             {n: Array(np.asarray(new[n], a.dtype)) for n, a in self._current.items()}
         )
         return arrays, self.train_metrics_aggr_fn(kept, self.weighted_by_key)
+
+    def _read(
+        self, reply: Message, layout: Layout, current: Vector, server_round: int
+    ) -> tuple[Update, MetricRecord]:
+        """Return what a reply says.
+
+        Raises:
+            WireError: It is an error, or not what Flower's strategies expect.
+        """
+        if reply.has_error():
+            raise WireError(f"an error came instead of a reply: {reply.error.reason}")
+        try:
+            (records,) = reply.content.array_records.values()
+            (metrics,) = reply.content.metric_records.values()
+            weight = int(cast(float, metrics[self.weighted_by_key]))
+            after = {name: records[name].numpy() for name, _ in layout.entries}
+        except (ArithmeticError, EOFError, KeyError, TypeError, ValueError):
+            raise WireError("reply lacks its arrays, or its weight is no number") from None
+        with np.errstate(over="ignore", invalid="ignore"):  # the rule refuses what overflows
+            delta = layout.flatten(after) - current
+        update = Update(
+            site=str(reply.metadata.src_node_id),
+            round=server_round,
+            layout=layout.digest,
+            weight=weight,
+            loss=0.0,
+            seconds=0.0,
+            delta=delta,
+        )
+        return update, metrics
