@@ -33,15 +33,23 @@ def load_config(path: Path, model: type[Config]) -> Config:
         ConfigError: The file is missing, is not TOML, or breaks the model's rules; the message
             holds one line per problem, each naming file, key and remedy.
     """
+    return check_config(read_table(path), model, source=str(path))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Read a TOML file, unchecked.
+
+    Raises:
+        ConfigError: The file is missing or is not TOML.
+    """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read: {error.strerror}; check the path") from error
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}; mend that line") from error
-    return check_config(table, model, source=str(path))
 
 
 def check_config(table: dict[str, Any], model: type[Config], *, source: str) -> Config:

@@ -128,7 +128,7 @@ class Journal:
             "body": json.loads(canonical_json(body)),  # as it will be read: keys are text
             "previous": self.head,
         }
-        entry = Entry(**fields, digest=digest_json(fields))  # type: ignore[arg-type]
+        entry = Entry(**fields, digest=digest_json(fields))
         end = os.fstat(self._file.fileno()).st_size
         try:
             self._write(canonical_json(entry.model_dump()) + b"\n")

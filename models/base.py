@@ -111,6 +111,7 @@ def _converted(weights: Path) -> Path:
         ) from None
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    quiet_transformers()
     folder, file = str(weights.parent), weights.name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype="float32")
@@ -125,3 +126,11 @@ def _converted(weights: Path) -> Path:
     tokenizer.save_pretrained(beside)
     beside.replace(target)
     return target
+
+
+def quiet_transformers() -> None:
+    """Keep transformers from drawing bars, and from announcing a new head as an error."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

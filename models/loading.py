@@ -12,7 +12,7 @@ from torch import nn
 from intramural.core.errors import ModelError
 from intramural.core.federation import FederationConfig
 from intramural.core.seeds import derive_seed
-from intramural.models.base import Base
+from intramural.models.base import Base, quiet_transformers
 from intramural.models.exchange import Exchange
 
 COUPLING = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)
@@ -89,10 +89,8 @@ def _old_names() -> Iterator[None]:
 def _load_base(federation: FederationConfig, base: Base) -> tuple[Any, Any, list[str]]:
     """Return model, tokenizer, and the names of parameters that the base did not hold."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()  # the new head is announced as a load error
-    transformers_logging.disable_progress_bar()
+    quiet_transformers()
     options: dict[str, Any] = {
         "dtype": torch.float32,
         "output_loading_info": True,

@@ -26,9 +26,15 @@ _resident: dict[str, Resident] = {}
 
 
 def resident_model(
-    federation: FederationConfig, *, places: dict[str, str], device: str
+    federation: FederationConfig, *, places: dict[str, str], device: str, fresh: bool = False
 ) -> Resident:
     """Return the federation's model, building it at first use. One is kept at a time.
+
+    Args:
+        federation: Says which model.
+        places: Folders of base models by name.
+        device: As `compute.device`.
+        fresh: Build it anew, for its initial parameters: who used it last left others in it.
 
     Raises:
         ModelError: As `resolve_base` and `load_model`.
@@ -38,7 +44,7 @@ def resident_model(
     needs = [content[name] for name in ("model", "task", "exchange", "training")]
     seed = federation.federation.seed
     key = digest_json([*needs, seed, str(base.folder), device])
-    if key not in _resident:
+    if fresh or key not in _resident:
         _resident.clear()  # the old model's memory is needed for the new one
         loaded = load_model(federation, base, device=device)
         task = make_task(federation, loaded.tokenizer)

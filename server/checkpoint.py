@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from intramural.core.canonical import digest_file
+from intramural.core.canonical import digest_file, digest_json
 from intramural.core.errors import CheckpointError
 from intramural.core.files import sync_folder, write_json
 from intramural.core.layout import Vector
@@ -56,6 +56,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     named = {_STATE + name: np.ascontiguousarray(a) for name, a in checkpoint.state.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.glob("*.partial"):  # by a run that was killed while it wrote
+            left_over.unlink()
         save_file({"vector": checkpoint.vector, **named}, partial)
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
@@ -68,7 +70,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             "arrays": digest_file(arrays_path),
             "history": checkpoint.history,
         }
-        write_json(facts_path, facts)
+        write_json(facts_path, facts | {"digest": digest_json(facts)})
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise CheckpointError(f"{arrays_path}: cannot write: {error}; free space there") from error
@@ -87,7 +89,7 @@ def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for facts_path in sorted(folder.glob("round-*.json"), reverse=True):
         try:
             return _load(facts_path), problems
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             problems.append(f"{facts_path.name}: {type(error).__name__}: not whole, passed over")
     if problems:
         raise CheckpointError(
@@ -98,10 +100,12 @@ def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def _load(facts_path: Path) -> Checkpoint:
-    facts = json.loads(facts_path.read_text())
+    facts = dict(json.loads(facts_path.read_bytes()))
+    if facts.pop("digest") != digest_json(facts):
+        raise ValueError("digest of the facts")
     arrays_path = facts_path.with_suffix(".safetensors")
     if digest_file(arrays_path) != facts["arrays"]:
-        raise ValueError("digest")
+        raise ValueError("digest of the arrays")
     arrays = load_file(arrays_path)
     vector = arrays.pop("vector")
     return Checkpoint(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from intramural.core.config import load_config
+from intramural.core.config import load_config, read_table
 from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import write_atomic
@@ -18,11 +18,17 @@ JSON = typer.Option("--json", help="Print one JSON object.")
 
 
 def check_command(
-    file: Annotated[Path, typer.Argument(help="federation.toml or site.toml.")],
+    file: Annotated[Path, typer.Argument(help="A federation.toml or a site.toml.")],
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Check a configuration file: every problem at once, each with its key and remedy."""
-    if file.name.startswith("site"):
+    """Check a configuration file: every problem at once, each with its key and remedy.
+
+    FILE is a federation.toml or a site.toml, told apart by the table [site].
+    Reads the file alone: neither model nor records are opened.
+
+    Example: intramural check federation.toml
+    """
+    if "site" in read_table(file):
         name = load_site(file).site.name
         found = {"file": str(file), "kind": "site", "name": name}
     else:
@@ -38,20 +44,25 @@ def bundle_command(
     out: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
     run_folder: Annotated[Path, typer.Option(help="Where the coordinator leaves the run's files.")],
     sites: Annotated[
-        Path | None, typer.Option(help="Simulation only: folder with one folder a site.")
+        Path | None,
+        typer.Option(help="Simulation only: folder with one folder a site, each with a site.toml."),
     ] = None,
 ) -> None:
-    """Write the code-free bundle that `flwr run` submits: configuration, and nothing else."""
+    """Write the code-free bundle that `flwr run` submits: configuration, and nothing else.
+
+    FEDERATION is a federation.toml. Submitted again, the same bundle goes on
+    from the last round committed in the run's folder.
+
+    Example: intramural bundle federation.toml --out bundle --run-folder runs/1
+    """
     from intramural.server.bundle import write_bundle
+    from intramural.server.run import SITES_KEY, RunPlan
 
     config = load_config(federation, FederationConfig)
-    settings: dict[str, str | bool | float] = {
-        "manifest": config.manifest(),
-        "out": str(run_folder.resolve()),
-        "resume": True,
-    }
+    plan = RunPlan(federation=config, folder=run_folder, resume=True)
+    settings = plan.to_config()
     if sites is not None:
-        settings |= {"simulation-sites": str(sites.resolve()), "patience-s": 0.0}
+        settings |= {SITES_KEY: str(sites.resolve()), "patience-s": 0.0}
     write_bundle(out, settings)
     typer.echo(f"{out}: run it with `flwr run {out} CONNECTION --stream`")
 
@@ -59,7 +70,12 @@ def bundle_command(
 def report_command(
     folder: Annotated[Path, typer.Argument(help="A run's folder, with report.json.")],
 ) -> None:
-    """Write report.html anew from report.json."""
+    """Write report.html anew from report.json.
+
+    FOLDER is the folder of a finished run.
+
+    Example: intramural report runs/first
+    """
     path = folder / "report.json"
     try:
         report = json.loads(path.read_text())
@@ -73,7 +89,13 @@ def verify_command(
     journal: Annotated[Path, typer.Argument(help="A journal.jsonl.")],
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Check a journal's hash chain; exit code 1 and the first bad entry when it is broken."""
+    """Check a journal's hash chain; exit code 1 and the first bad entry when it is broken.
+
+    JOURNAL is a run's journal.jsonl. A journal cut at the end of a line looks
+    whole: compare the head with one that was written down elsewhere.
+
+    Example: intramural verify runs/first/journal.jsonl
+    """
     if not journal.is_file():
         raise ConfigError(f"{journal}: no such journal; name a run's journal.jsonl")
     entries = scan(journal).entries

@@ -20,7 +20,7 @@ from intramural.core.messages import (
     TrainRequest,
     Update,
 )
-from intramural.core.metrics import Sums, add_sums, metrics_of
+from intramural.core.metrics import SUMS_OF, Sums, add_sums, metrics_of
 from intramural.core.seeds import generator
 from intramural.core.wire import encode_vector
 from intramural.server import machine
@@ -91,6 +91,7 @@ class Coordinator:
         self._losses: dict[str, tuple[float, int]] = {}
         self._sums: dict[str, Sums] = {}
         self._refusals: dict[str, int] = {}
+        self._shown = ""
         self._opened_s = 0.0
         self._failed: str | None = None
 
@@ -114,9 +115,11 @@ class Coordinator:
     def _gather(self, since_s: float) -> None:
         """Greet whoever is new, and open a round when enough sites are ready."""
         setting = self.setting
-        if self.directory.greet():
+        settled, now = self.directory.greet(self._receive), setting.clock()
+        if not settled and now - since_s >= self.rules.deadline_s:
+            self.directory.give_up()  # a node that says nothing shall not hold the others up
+        elif settled:
             eligible = frozenset(self.directory.nodes)
-            now = setting.clock()
             self._apply(
                 machine.step(self.rules, self.state, machine.Sites(eligible=eligible, now_s=now))
             )
@@ -139,6 +142,7 @@ class Coordinator:
         for arrival in self.setting.post.arrivals():
             came = True
             self._receive(arrival)
+            del arrival  # the next reply is made while this name would keep the last one
             self._tick()
         self._tick()
         if not came and self.state.phase in (Phase.TRAIN, Phase.EVALUATE, Phase.TEST):
@@ -187,6 +191,7 @@ class Coordinator:
                 fits = reply.layout == self.setting.layout.digest and reply.weight >= 1
             case Evaluated() if phase != Phase.TRAIN:
                 fits = reply.split == ("test" if phase == Phase.TEST else "validation")
+                fits = fits and self._sums_fit(reply.sums)
             case _:
                 return "wrong-kind"
         if reply.site != arrival.site:
@@ -194,6 +199,13 @@ class Coordinator:
         if reply.round != round_:
             return "stale"
         return None if fits else "wrong-content"
+
+    def _sums_fit(self, sums: Sums) -> bool:
+        """Return whether sums are the task's; else the first site would decide their shapes."""
+        task = self.setting.federation.task
+        cells = sums.counts.get("confusion")
+        fits = cells is None or cells.size == len(task.labels) ** 2
+        return fits and set(sums.counts) == set(SUMS_OF[task.kind])
 
     def _count(self, arrival: Arrival) -> str | None:
         """Fold a reply in; return why that was not possible, or None."""
@@ -204,8 +216,9 @@ class Coordinator:
                 self.setting.rule.add(self._fold, reply)
                 self._losses[reply.site] = (reply.loss, reply.weight)
             elif isinstance(reply, Evaluated):
-                add_sums([reply.sums, *list(self._sums.values())[:1]])  # same names and shapes?
-                metrics_of(self.setting.federation.task.kind, reply.sums)
+                kind = self.setting.federation.task.kind
+                metrics_of(kind, reply.sums)
+                metrics_of(kind, add_sums([reply.sums, *self._sums.values()]))  # may overflow
                 self._sums[reply.site] = reply.sums
         except AggregationError as error:
             return error.reason
@@ -231,14 +244,19 @@ class Coordinator:
                     )
                     self.setting.watcher.noticed(effect.reason)
                 case machine.Wait():
-                    self.setting.watcher.waiting(effect.reason)
+                    if effect.reason != self._shown:  # it comes with every look for sites
+                        self.setting.watcher.waiting(effect.reason)
+                    self._shown = effect.reason
                 case machine.Finish():
                     self._failed = effect.failed
 
     def _open(self, effect: machine.Choose) -> None:
         """Draw the cohort, open the fold, send the arrays."""
         setting = self.setting
-        self._opened_s = setting.clock()
+        self._shown = ""
+        if self.state.attempt == 1:  # a round's record tells of all its attempts
+            self._opened_s, self._refusals = setting.clock(), {}
+            setting.post.reset_count()
         names = sorted(effect.eligible)
         rng = generator(setting.federation.federation.seed, "cohort", effect.round)
         cohort = sorted(rng.choice(names, size=effect.size, replace=False).tolist())
@@ -246,8 +264,7 @@ class Coordinator:
             "opened", round=effect.round, attempt=self.state.attempt, sites=cohort
         )
         self._fold = setting.rule.begin(self.memory, self.vector, round=effect.round)
-        self._losses, self._refusals = {}, {}
-        setting.post.reset_count()
+        self._losses = {}
         self.state = machine.chosen(self.rules, self.state, frozenset(cohort), setting.clock())
         request = TrainRequest(
             manifest=setting.federation.digest,
@@ -290,7 +307,7 @@ class Coordinator:
             "round": round_,
             "sites": sorted(self._losses),
             "metrics": self._metrics(),
-            "train_loss": sum(loss * w for loss, w in self._losses.values()) / weight,
+            "train_loss": sum(loss * (w / weight) for loss, w in self._losses.values()),
             "bytes_up": setting.post.bytes_up,
             "bytes_down": setting.post.bytes_down,
             "seconds": round(setting.clock() - self._opened_s, 3),

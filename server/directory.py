@@ -1,5 +1,7 @@
 """Directory: which connected node is which site, and which of them can take part."""
 
+from collections.abc import Callable
+
 from intramural.core.federation import FederationConfig
 from intramural.core.layout import Layout
 from intramural.core.messages import Hello, Refusal, Welcome
@@ -21,15 +23,21 @@ class Directory:
         self._base = base
         self._greeted: set[int] = set()
         self._open: set[int] = set()
+        self._connected: set[int] = set()
         self._known: dict[str, int] = {}
         self.nodes: dict[str, int] = {}
         """Node of each site that is connected and can take part."""
         self.refusals: dict[int, str] = {}
         """Why a node cannot take part."""
 
-    def greet(self) -> bool:
-        """Greet new nodes and take in their answers; True when no greeting is open."""
-        connected = self._post.node_ids()
+    def greet(self, receive: Callable[[Arrival], None]) -> bool:
+        """Greet new nodes and hand on what has come; True when no greeting is open.
+
+        Args:
+            receive: Takes every arrival, and offers it to `took`: late replies come here as well.
+        """
+        connected = self._connected = self._post.node_ids()
+        self._greeted &= connected  # a node that left and comes back may have been mended
         new = sorted(connected - self._greeted)
         if new:
             self._post.send(self._hello, {str(n): n for n in new}, tag=(GREETING, 0, 0))
@@ -37,10 +45,16 @@ class Directory:
             self._open |= set(new)
         if self._open:
             for arrival in self._post.arrivals():
-                self.took(arrival)
+                receive(arrival)
+                del arrival
         self._open &= connected  # a node that left will not answer
         self.nodes = {site: node for site, node in self._known.items() if node in connected}
         return not self._open
+
+    def give_up(self) -> None:
+        """Wait no longer for the greetings that are open; a late answer still counts."""
+        self.refusals |= dict.fromkeys(self._open, "a node does not answer its greeting")
+        self._open.clear()
 
     def took(self, arrival: Arrival) -> bool:
         """Take in an answer to a greeting; False when the arrival is something else."""
@@ -52,12 +66,14 @@ class Directory:
             self.refusals[arrival.node] = problem
         elif isinstance(arrival.reply, Welcome):
             self._known[arrival.reply.site] = arrival.node
+            self.refusals.pop(arrival.node, None)
         return True
 
     def _problem(self, arrival: Arrival) -> str | None:
         match arrival.reply:
             case Welcome() as welcome:
-                if welcome.site in self._known and self._known[welcome.site] in self._open:
+                holder = self._known.get(welcome.site, arrival.node)
+                if holder != arrival.node and holder in self._connected:
                     return f"two nodes say they are site {welcome.site!r}"
                 if welcome.base != self._base:
                     return f"site {welcome.site!r} has another base model ({welcome.base[:19]})"

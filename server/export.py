@@ -31,7 +31,7 @@ def beginning(federation: FederationConfig, places: dict[str, str]) -> Beginning
     Raises:
         ModelError: As `resident_model`.
     """
-    resident = _resident(federation, places)
+    resident = _resident(federation, places, fresh=True)
     exchange = resident.loaded.exchange
     return Beginning(
         layout=exchange.layout,
@@ -56,7 +56,7 @@ def save_final(
     beside.rename(folder)
 
 
-def _resident(federation: FederationConfig, places: dict[str, str]) -> Any:
+def _resident(federation: FederationConfig, places: dict[str, str], *, fresh: bool = False) -> Any:
     from intramural.models.resident import resident_model
 
-    return resident_model(federation, places=places, device="auto")
+    return resident_model(federation, places=places, device="auto", fresh=fresh)

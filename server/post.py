@@ -84,7 +84,10 @@ class Post:
         for message in self._grid.pull_messages(list(self._waiting)):
             sent = self._waiting.pop(message.metadata.reply_to_message_id, None)
             if sent is not None:
-                yield self._open(message, sent)
+                arrival = self._open(message, sent)
+                del message  # the next reply is made while this name would keep the last one
+                yield arrival
+                del arrival
 
     def _open(self, message: Message, sent: _Sent) -> Arrival:
         reply, problem = None, None

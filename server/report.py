@@ -62,6 +62,7 @@ def run_report(
             "seed": federation.federation.seed,
         },
         "sites": [],
+        "initial": {"validation": None, "test": None},
         "rounds": history,
         "final": {
             "federated": result_of(federation, add_sums(list(test.values()))) if test else None,

@@ -120,6 +120,7 @@ def final_rows(report: Report) -> list[Row]:
     named = [
         ("federated", "Federated", final_of(report, "federated")),
         ("pooled", "Pooled (all records in one place)", final_of(report, "pooled")),
+        ("initial", "Before training", (report.get("initial") or {}).get("test") or {}),
         ("mean", _mean_name(len(local)).capitalize(), _mean(list(local.values()))),
         ("baseline", f"Baseline: {_baseline(report)}", final_of(report, "baseline")),
         *(("local", site, scores) for site, scores in local.items()),
@@ -166,12 +167,24 @@ def headline(report: Report) -> str:
         _against(federated, final_of(report, "pooled"), measure, "training on all records pooled"),
         _contest(federated, final_of(report, "baseline"), measure, BASELINES[task_of(report)]),
     ]
-    told = [clause for clause in clauses if clause]
+    told = [clause for clause in (_fall(report, measure), *clauses) if clause]
     if not told:
         return f"{begin}; there is nothing to compare it with."
     if len(told) > 1:
         told[-1] = f"and {told[-1]}"
     return f"{begin}: {(', ' if len(told) > 2 else ' ').join(told)}."
+
+
+def _fall(report: Report, measure: Measure) -> str:
+    """Return how far a loss fell on the validation records since before training, or nothing."""
+    rounds = [entry.get("metrics") for entry in report.get("rounds") or []]
+    before = score((report.get("initial") or {}).get("validation"), measure)
+    after = score(next((m for m in reversed(rounds) if m), None), measure)
+    if measure.rises or before is None or after is None:
+        return ""
+    verb = "fell" if after < before else "rose"
+    share = abs(after - before) / before
+    return f"on validation records it {verb} from {before:.3f} to {after:.3f} ({share:.0%})"
 
 
 def _mean_name(num_sites: int) -> str:

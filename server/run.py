@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from intramural.core.canonical import digest_vector
+from intramural.core.canonical import canonical_json, digest_vector
 from intramural.core.config import check_config
 from intramural.core.errors import CheckpointError, ConfigError
 from intramural.core.federation import FederationConfig
@@ -25,6 +25,10 @@ from intramural.strategies.registry import make_rule
 JOURNAL, CHECKPOINTS, MODEL, REPORT = "journal.jsonl", "checkpoints", "model", "report.json"
 
 
+SITES_KEY = "simulation-sites"
+"""Key of a bundle's configuration: folder of the simulated sites, one folder each."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
     """What to run, and where it leaves its files."""
@@ -37,6 +41,19 @@ class RunPlan:
     engine: str = "flower"
     patience_s: float = inf
     """How long a round may wait for sites before the run stops."""
+
+    def to_config(self) -> dict[str, str | bool | float]:
+        """Return the run configuration of a bundle; `plan_from_config` reads it back."""
+        config: dict[str, str | bool | float] = {
+            "manifest": self.federation.manifest(),
+            "out": str(self.folder.resolve()),
+            "models": canonical_json(self.places).decode(),
+            "resume": self.resume,
+            "engine": self.engine,
+        }
+        if self.patience_s < inf:  # TOML has infinity, Flower's run configuration has not
+            config["patience-s"] = self.patience_s
+        return config
 
 
 def run_federation(plan: RunPlan, grid: Grid, *, watcher: Watcher | None = None) -> dict[str, Any]:

@@ -15,6 +15,9 @@ from rich.progress import (
 
 from intramural.server.watcher import Watcher
 
+SHOWN = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro-F1"}
+"""Validation metrics of a round's line, by name; their column's title."""
+
 
 class Screen(Watcher):
     """Shows a run; use as a context manager, so that the terminal is given back."""
@@ -72,13 +75,14 @@ class Screen(Watcher):
         self._bar("rounds", record["round"], self._rounds, note="")
         if not self._heading:
             self._heading = True
-            self._console.print("round  sites  train loss  validation", style="bold")
-        metrics = {k: v for k, v in record["metrics"].items() if k != "examples"}
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            titles = "".join(f"{title:>10}" for title in ("train loss", *SHOWN.values()))
+            self._console.print(f"round sites {titles}        MB  seconds", style="bold")
+        metrics = [record["metrics"].get(name) for name in SHOWN]
+        cells = "".join(" " * 10 if v is None else f"{v:10.4f}" for v in metrics)
         megabytes = (record["bytes_up"] + record["bytes_down"]) / 1e6
         self._console.print(
-            f"{record['round']:5d}  {len(record['sites']):5d}  {record['train_loss']:10.4f}  "
-            f"{shown}  {megabytes:.1f} MB  {record['seconds']:.1f} s",
+            f"{record['round']:5d} {len(record['sites']):5d} {record['train_loss']:10.4f}{cells}"
+            f"{megabytes:10.1f} {record['seconds']:8.1f}",
             highlight=False,
         )
 

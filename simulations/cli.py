@@ -19,23 +19,28 @@ from intramural.simulations.sites import Deal, target_column
 
 FEDERATION = typer.Argument(help="The federation's configuration, federation.toml.")
 DATA = typer.Option(
-    help="A site.toml whose records, limits and machine all simulated sites share; "
-    "or a .csv, .jsonl or .parquet file, whose columns --text, --label ... name."
+    help="A site.toml whose records are dealt out, with its models and machine (its policy is not "
+    "used); or a .csv, .jsonl or .parquet file, whose columns --text, --label ... name."
 )
 
 
 def simulate_command(
     federation: Annotated[Path, FEDERATION],
     data: Annotated[Path, DATA],
-    out: Annotated[Path, typer.Option(help="Folder for model, report, journal, checkpoints.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write to: report, model, journal, checkpoints, sites.")
+    ],
     sites: Annotated[
         int, typer.Option(min=1, help="Number of sites the records are dealt to.")
     ] = 5,
     partition: Annotated[
-        str, typer.Option(help="iid, dirichlet:ALPHA, size:POWER or column:NAME.")
+        str,
+        typer.Option(
+            help="How records are dealt: iid, dirichlet:ALPHA, size:POWER or column:NAME."
+        ),
     ] = "iid",
     engine: Annotated[
-        str, typer.Option(help="inprocess, or ray (several processes).")
+        str, typer.Option(help="inprocess, or ray (Flower's own simulation, several processes).")
     ] = "inprocess",
     compare: Annotated[
         str, typer.Option(help="What to compare with: local,pooled,baseline, or none.")
@@ -55,21 +60,31 @@ def simulate_command(
         int | None,
         typer.Option(min=1, help="Processor threads; results depend on it in the last bits."),
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the last committed round.")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the last committed round in OUT.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as one JSON object.")
     ] = False,
 ) -> None:
-    """Simulate a federation on this machine: real agents, real rules, one process.
+    """Simulate a federation on this machine; only the transport differs from a real one.
 
-    Deals the records to sites, runs the rounds, trains the same model alone at each site and on
-    all records together, and writes OUT/report.html, OUT/report.json and OUT/model.
+    FEDERATION is a federation.toml. The records are dealt to sites and the
+    rounds run; then the same model is trained alone at each site and on all
+    records together. Look at OUT/report.html and OUT/model afterwards.
+
+    Example: intramural simulate federation.toml --data notes.csv --text note
+    --label chapter --sites 5 --partition dirichlet:0.3 --out runs/first
     """
     from intramural.simulations.simulate import COMPARISONS, Simulation, simulate
 
     columns = {"text": text, "label": label, "response": response, "group": group, "person": person}
     config = load_config(federation, FederationConfig)
     template = _template(data, columns, threads=threads)
+    beside = federation.parent / config.model.base
+    if beside.is_dir():  # sites run elsewhere: tell them the whole path
+        places = template.model | {config.model.base: str(beside.resolve())}
+        template = template.model_copy(update={"model": places})
     target_column(config, template)
     parse_spec(partition)
     kinds = frozenset(compare.split(",")) - {"none"}

@@ -18,7 +18,14 @@ from intramural.core.errors import TrainingError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import write_json
 from intramural.core.layout import Vector
-from intramural.core.messages import Evaluated, EvaluateRequest, Refusal, TrainRequest, Update
+from intramural.core.messages import (
+    Evaluated,
+    EvaluateRequest,
+    Refusal,
+    Split,
+    TrainRequest,
+    Update,
+)
 from intramural.core.metrics import Sums, add_sums
 from intramural.core.site import load_site
 from intramural.server.report import result_of
@@ -68,15 +75,19 @@ def train_alone(
     return vector
 
 
-def test_sums(agents: list[SiteAgent], vector: Vector) -> dict[str, Sums]:
-    """Return the sums of the parameters on each site's own test records."""
+def sums_by_site(agents: list[SiteAgent], vector: Vector, split: Split) -> dict[str, Sums]:
+    """Return the sums of the parameters on one split of each site's own records.
+
+    Raises:
+        TrainingError: A site refused or failed; the reason is in the message.
+    """
     sums: dict[str, Sums] = {}
     for agent in agents:
         request = EvaluateRequest(
             manifest=agent.federation.digest,
             round=agent.federation.federation.rounds,
             layout=agent.layout.digest,
-            split="test",
+            split=split,
             vector=vector,
         )
         reply = agent.answer(request)
@@ -108,13 +119,25 @@ def compare(
             rounds = plan.federation.federation.rounds
             label = "pooled training" if name == "pooled" else f"{name} alone"
             vector = train_alone(agent, start, rounds, partial(progress, label, total=rounds))
-            write_json(kept, _result(plan.federation, test_sums(agents, vector)))
+            write_json(kept, _result(plan.federation, sums_by_site(agents, vector, "test")))
         found = json.loads(kept.read_text())
         if name == "pooled":
             results["pooled"] = found
         else:
             results["local"][name] = found
     return results
+
+
+def before_training(plan: Comparison, start: Vector) -> dict[str, Any]:
+    """Return the initial parameters' metrics: `{"validation": M, "test": M}`, kept on disk."""
+    kept = plan.folder / "initial.json"
+    if not kept.is_file():
+        agents = [SiteAgent(load_site(file), plan.federation) for file in plan.files]
+        splits: tuple[Split, ...] = ("validation", "test")
+        found = {s: add_sums(list(sums_by_site(agents, start, s).values())) for s in splits}
+        write_json(kept, {s: result_of(plan.federation, sums) for s, sums in found.items()})
+    initial: dict[str, Any] = json.loads(kept.read_text())
+    return initial
 
 
 def _result(federation: FederationConfig, sums: dict[str, Sums]) -> dict[str, Any]:

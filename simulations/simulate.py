@@ -18,10 +18,17 @@ from intramural.models.resident import resident_model
 from intramural.server.checkpoint import load_checkpoint
 from intramural.server.export import beginning
 from intramural.server.report_html import render_html
-from intramural.server.run import CHECKPOINTS, JOURNAL, REPORT, RunPlan, run_federation
+from intramural.server.run import (
+    CHECKPOINTS,
+    JOURNAL,
+    REPORT,
+    SITES_KEY,
+    RunPlan,
+    run_federation,
+)
 from intramural.server.watcher import Watcher
 from intramural.simulations.baseline import linear_baseline
-from intramural.simulations.comparison import Comparison, compare
+from intramural.simulations.comparison import Comparison, before_training, compare
 from intramural.simulations.sites import Deal, Dealt, deal
 
 Engine = Literal["inprocess", "ray"]
@@ -81,26 +88,22 @@ def _check(plan: Simulation) -> None:
     write_atomic(mark, facts)
 
 
-def run_config(plan: Simulation) -> dict[str, str | bool | float]:
-    """Return what coordinator and sites find in their Flower context."""
-    return {
-        "manifest": plan.federation.manifest(),
-        "out": str(plan.folder.resolve()),
-        "simulation-sites": str((plan.folder / "sites").resolve()),
-        "models": canonical_json(plan.deal.template.model).decode(),
-        "resume": True,
-        "engine": plan.engine,
-        "patience-s": 0.0,
-    }
-
-
 def _run(plan: Simulation, watcher: Watcher) -> None:
     """Run the rounds, unless they are all done."""
+    run = RunPlan(
+        federation=plan.federation,
+        folder=plan.folder,
+        places=plan.deal.template.model,
+        resume=True,
+        engine=plan.engine,
+        patience_s=0.0,
+    )
+    settings = run.to_config() | {SITES_KEY: str((plan.folder / "sites").resolve())}
     if plan.engine == "ray":
         from intramural.simulations.ray_engine import run_on_ray
 
         run_on_ray(
-            run_config(plan),
+            settings,
             nodes=plan.deal.sites,
             threads=plan.deal.template.compute.threads or 1,
             folder=plan.folder,
@@ -110,15 +113,7 @@ def _run(plan: Simulation, watcher: Watcher) -> None:
     from intramural.client.app import app
     from intramural.simulations.inprocess import InProcessGrid
 
-    grid = InProcessGrid(app, plan.deal.sites, run_config=run_config(plan))
-    run = RunPlan(
-        federation=plan.federation,
-        folder=plan.folder,
-        places=plan.deal.template.model,
-        resume=True,
-        engine=plan.engine,
-        patience_s=0.0,
-    )
+    grid = InProcessGrid(app, plan.deal.sites, run_config=settings)
     run_federation(run, grid, watcher=watcher)
 
 
@@ -130,17 +125,14 @@ def _add_comparison(plan: Simulation, dealt: Dealt, watcher: Watcher) -> dict[st
     report["sites"] = [_site_facts(agent) for agent in agents]
     report["notes"] = list(dealt.notes)
     final = report["final"]
-    found = compare(
-        Comparison(
-            federation=plan.federation,
-            files=dealt.files,
-            pooled=dealt.pooled,
-            folder=plan.folder / "comparison",
-        ),
-        first.vector,
-        kinds=set(plan.compare),
-        progress=watcher.progressed,
+    others = Comparison(
+        federation=plan.federation,
+        files=dealt.files,
+        pooled=dealt.pooled,
+        folder=plan.folder / "comparison",
     )
+    report["initial"] = before_training(others, first.vector)
+    found = compare(others, first.vector, kinds=set(plan.compare), progress=watcher.progressed)
     if "baseline" in plan.compare and plan.federation.task.kind == "classification":
         found["baseline"] = linear_baseline(
             plan.federation,

@@ -21,8 +21,8 @@ from intramural.core.layout import Vector
 
 T = TypeVar("T")
 
-CHUNK = 1 << 18
-"""Elements handled at once: few enough that temporaries stay small, enough to keep threads busy."""
+CHUNK = 1 << 16
+"""Elements handled at once: few enough to stay in a core's cache and to need little memory."""
 MAGIC = 1.5 * 2.0**52
 MAGIC_BITS = int(np.float64(MAGIC).view(np.int64))
 TERM_MAX = 2.0**51
@@ -46,14 +46,18 @@ def _in_parts(size: int, work: Callable[[int, int], T]) -> list[T]:
     return list(_pool().map(work, edges[:-1], edges[1:]))
 
 
+def _peak(chunk: Vector) -> float:
+    """Return the largest magnitude in a chunk; NaN if it holds one."""
+    return float(np.maximum(chunk.max(), -chunk.min()))
+
+
 def largest(vector: Vector) -> float:
     """Return the largest magnitude in the vector; NaN if it holds one; 0 if it is empty."""
 
     def part(start: int, stop: int) -> float:
         found = 0.0
         for lo in range(start, stop, CHUNK):
-            chunk = vector[lo : min(lo + CHUNK, stop)]
-            peak = float(np.maximum(chunk.max(), -chunk.min()))
+            peak = _peak(vector[lo : min(lo + CHUNK, stop)])
             found = peak if not peak <= found else found  # a NaN replaces, and then stays
             if found != found:
                 return found
@@ -72,62 +76,102 @@ class ExactSum:
             size: Elements of each vector.
             fraction_bits: The grid is 2**-fraction_bits; each term is off by at most half of it.
         """
-        self._sum: NDArray[np.int64] = np.zeros(size, dtype=np.int64)
+        self._sum: NDArray[np.int64] = np.empty(size, dtype=np.int64)  # the first term fills it
         self._grid = 2.0**fraction_bits
         self._used = 0.0
         self.terms = 0
-
-    def room_for(self, vector: Vector, weight: float) -> float:
-        """Return the largest magnitude of the weighted vector, in grid units.
-
-        Raises:
-            AggregationError: It is not finite, or too large to be added exactly.
-        """
-        reach = largest(vector) * weight * self._grid
-        if not reach < np.inf:
-            raise AggregationError("update holds a value that is not finite; it was left out")
-        if reach >= TERM_MAX or self._used + reach >= SUM_MAX:
-            raise AggregationError(
-                f"update holds a value of magnitude {reach / weight / self._grid:.3g}, too large "
-                "to add; the site's training diverged"
-            )
-        return reach
 
     def add(self, vector: Vector, weight: float) -> None:
         """Add `weight * vector`; nothing is changed when an error is raised.
 
         Raises:
-            AggregationError: As `room_for`.
+            AggregationError: A value is not finite, or too large to be added exactly.
         """
-        self._used += self.room_for(vector, weight)
-        factor, total = weight * self._grid, self._sum
+        assert vector.shape == self._sum.shape, "the wire lets no other vector through"
+        factor = weight * self._grid
+        limit = min(TERM_MAX, SUM_MAX - self._used)
 
-        def part(start: int, stop: int) -> None:
-            scratch = np.empty(min(CHUNK, stop - start), dtype=np.float64)
+        def part(start: int, stop: int) -> tuple[float, int, int]:
+            """Add until a value does not fit; return the largest, the start and the end."""
+            scratch, peak = np.empty(min(CHUNK, stop - start), dtype=np.float64), 0.0
             for lo in range(start, stop, CHUNK):
                 hi = min(lo + CHUNK, stop)
-                term = scratch[: hi - lo]
-                np.multiply(vector[lo:hi], factor, out=term, dtype=np.float64)
-                term += MAGIC
-                total[lo:hi] += term.view(np.int64)  # wraps; `mean` takes the magic's bits back
+                reach = _peak(vector[lo:hi]) * factor
+                if not reach < limit:  # a NaN is not below it either
+                    return reach, start, lo
+                peak = max(peak, reach)
+                self._fold(vector, factor, lo, hi, scratch, np.add)
+            return peak, start, stop
 
-        _in_parts(len(total), part)
+        done = _in_parts(vector.size, part)
+        bad = [reach for reach, _, _ in done if not reach < limit]
+        if bad:
+            self._take_back(vector, factor, [(start, stop) for _, start, stop in done])
+            if not max(bad) < np.inf or any(reach != reach for reach in bad):
+                raise AggregationError("update holds a value that is not finite; it was left out")
+            raise AggregationError(
+                f"update holds a value of magnitude {max(bad) / factor:.3g}, too large to add; "
+                "the site's training diverged"
+            )
+        self._used += max(reach for reach, _, _ in done)
         self.terms += 1
+
+    def _fold(
+        self,
+        vector: Vector,
+        factor: float,
+        lo: int,
+        hi: int,
+        scratch: NDArray[np.float64],
+        change: Callable[..., object],
+    ) -> None:
+        """Add or subtract the bits of one chunk's rounded terms; they wrap, and `mean` knows."""
+        term, total = scratch[: hi - lo], self._sum[lo:hi]
+        term[:] = vector[lo:hi]
+        term *= factor
+        if self.terms:
+            term += MAGIC
+            change(total, term.view(np.int64), out=total)
+        else:  # nothing is there yet: the first term is written, so that memory is touched once
+            np.add(term, MAGIC, out=total.view(np.float64))
+
+    def _take_back(self, vector: Vector, factor: float, spans: list[tuple[int, int]]) -> None:
+        """Subtract what was added before a bad value was met; integers leave no trace."""
+        scratch = np.empty(min(CHUNK, vector.size), dtype=np.float64)
+        for start, stop in spans if self.terms else []:
+            for lo in range(start, stop, CHUNK):
+                hi = min(lo + CHUNK, stop)
+                self._fold(vector, factor, lo, hi, scratch, np.subtract)
 
     def mean(self, total_weight: float) -> Vector:
         """Return the sum over `total_weight` as float32; the sum is used up.
 
-        The result is written over the sum's own memory, so that no further model is allocated.
+        The result is written over the sum's own memory, of which the half not needed is given
+        back, so that no further model is allocated and none is kept.
         """
+        assert self.terms, "nothing was added"
         total, factor = self._sum, 1.0 / (total_weight * self._grid)
         self._sum = np.zeros(0, dtype=np.int64)
         magic = np.int64((self.terms * MAGIC_BITS + 2**63) % 2**64 - 2**63)
-        packed: Vector = total.view(np.float32)[: len(total)]
-        scratch = np.empty(min(CHUNK, len(total)), dtype=np.float64)
-        for lo in range(0, len(total), CHUNK):
-            hi = min(lo + CHUNK, len(total))
-            total[lo:hi] -= magic
-            values = scratch[: hi - lo]
-            np.multiply(total[lo:hi], factor, out=values)
-            packed[lo:hi] = values  # lies at or before the place just read
-        return packed
+        floats: Vector = total.view(np.float32)
+
+        def part(start: int, stop: int) -> tuple[int, int]:
+            scratch = np.empty(min(CHUNK, stop - start), dtype=np.float64)
+            for lo in range(start, stop, CHUNK):
+                hi = min(lo + CHUNK, stop)
+                values = scratch[: hi - lo]
+                whole = values.view(np.int64)
+                np.subtract(total[lo:hi], magic, out=whole)
+                values[:] = whole  # the same memory: an integer becomes a float in its place
+                values *= factor
+                floats[start + lo : start + hi] = values  # lies at or before what was just read
+            return start, stop
+
+        for start, stop in _in_parts(len(total), part):
+            # each part begins its own memory; here they close up
+            if start:
+                floats[start:stop] = floats[2 * start : start + stop]
+        size = len(total)
+        # `resize` may move the memory; `floats` is not looked at again
+        total.resize((size + 1) // 2, refcheck=False)
+        return total.view(np.float32)[:size]

