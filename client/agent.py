@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -24,7 +25,7 @@ from intramural.core.messages import (
 )
 from intramural.core.site import SiteConfig
 from intramural.data.readers import read_records
-from intramural.data.records import Columns
+from intramural.data.records import Columns, Record
 from intramural.data.split import Splits, split_records
 from intramural.models.resident import Resident, resident_model
 from intramural.models.tasks import Tokens
@@ -88,6 +89,7 @@ class SiteAgent:
         )
 
     def _welcome(self) -> Welcome:
+        check_records(self.site.policy, len(self.splits().train))  # now, not in the first round
         resident = self._resident()
         return Welcome(
             site=self.name,
@@ -116,7 +118,7 @@ class SiteAgent:
             site=self.name,
             round=request.round,
             layout=exchange.layout.digest,
-            weight=len(tokens),
+            weight=1 if self.federation.strategy.weights == "equal" else len(tokens),
             loss=loss,
             seconds=time.perf_counter() - started,
             delta=delta,
@@ -160,11 +162,14 @@ class SiteAgent:
             self._splits = split_records(found.records, salt=self.federation.federation.name)
         return self._splits
 
+    def records_of(self, split: Split) -> Sequence[Record]:
+        """Return a split's records; of those to evaluate on, as many as the federation wants."""
+        records: Sequence[Record] = getattr(self.splits(), split)
+        return records if split == "train" else records[: self.federation.evaluation.records_max]
+
     def _tokens_of(self, split: Split) -> Tokens:
         if split not in self._tokens:
-            records = getattr(self.splits(), split)
-            if split != "train":
-                records = records[: self.federation.evaluation.records_max]
+            records = self.records_of(split)
             if not records:
                 raise Refused(f"the site's {split} split is empty")
             self._tokens[split] = self._resident().task.tokenise(records)

@@ -58,7 +58,8 @@ class SiteCompute(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     """'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"""
     micro_batch: Count | None = None
-    """records a forward pass; a memory knob; absent: the whole batch"""
+    """records a forward pass; a memory knob: without dropout it changes
+    results in their last bits only; absent: as many as pad little"""
     threads: Count | None = None
     """processor threads; absent: as PyTorch decides"""
 

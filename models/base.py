@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -124,7 +125,10 @@ def _converted(weights: Path) -> Path:
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     model.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
-    beside.replace(target)
+    try:
+        beside.replace(target)
+    except OSError:  # another process was quicker
+        shutil.rmtree(beside)
     return target
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from intramural.core.errors import ModelError
@@ -78,9 +79,7 @@ def load_model(federation: FederationConfig, base: Base, *, device: str = "auto"
 
 @contextmanager
 def _old_names() -> Iterator[None]:
-    """Silence transformers' notice of new names: PEFT uses the old ones, and transformers 5.0 has
-    no others.
-    """
+    """Silence transformers' notice of new names, which PEFT does not use and 5.0 does not have."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
         yield
@@ -106,7 +105,7 @@ def _load_base(federation: FederationConfig, base: Base) -> tuple[Any, Any, list
     try:
         model, found = auto.from_pretrained(base.folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
         raise ModelError(f"model {base.name!r}: cannot load: {first}; check its folder") from error
     if tokenizer.pad_token is None:

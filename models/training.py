@@ -36,7 +36,8 @@ class RoundPlan:
     seed: int
     site: str
     micro_batch: int | None = None
-    """Examples a forward pass; None: the whole batch. A memory knob that changes no result."""
+    """Examples a forward pass; None: any number. A memory knob: the parts' gradients add
+    up to the batch's, so without dropout results differ in their last bits only."""
 
     @classmethod
     def of(

@@ -59,7 +59,9 @@ def bundle_command(
     from intramural.server.run import SITES_KEY, RunPlan
 
     config = load_config(federation, FederationConfig)
-    plan = RunPlan(federation=config, folder=run_folder, resume=True)
+    beside = federation.parent / config.model.base
+    places = {config.model.base: str(beside.resolve())} if beside.is_dir() else {}
+    plan = RunPlan(federation=config, folder=run_folder, places=places, resume=True)
     settings = plan.to_config()
     if sites is not None:
         settings |= {SITES_KEY: str(sites.resolve()), "patience-s": 0.0}

@@ -45,11 +45,11 @@ def simulate_command(
     compare: Annotated[
         str, typer.Option(help="What to compare with: local,pooled,baseline, or none.")
     ] = "local,pooled,baseline",
-    text: Annotated[str, typer.Option(help="Column of the text.")] = "text",
-    label: Annotated[str, typer.Option(help="Column of the label (classification).")] = "label",
+    text: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the label (classification).")] = None,
     response: Annotated[
-        str, typer.Option(help="Column of the response (generation).")
-    ] = "response",
+        str | None, typer.Option(help="Column of the response (generation).")
+    ] = None,
     group: Annotated[
         str | None, typer.Option(help="Column whose equal values stay on one side of a split.")
     ] = None,
@@ -113,11 +113,18 @@ def simulate_command(
 
 def _template(data: Path, columns: dict[str, str | None], *, threads: int | None) -> SiteConfig:
     """Return what all simulated sites share, from a site.toml or from a file's columns."""
+    named = {name: column for name, column in columns.items() if column is not None}
     if data.suffix == ".toml":
+        if named:
+            raise ConfigError(f"{data} names the columns itself; leave out --{', --'.join(named)}")
         template = load_site(data)
     else:
-        named = {name: column for name, column in columns.items() if column is not None}
-        table = {"site": {"name": "simulated"}, "data": {"path": str(data.resolve()), **named}}
+        columns_of_file = {"text": "text", "label": "label", "response": "response", **named}
+        table = {
+            "site": {"name": "simulated"},
+            "data": {"path": str(data.resolve()), **columns_of_file},
+            "policy": {"require_privacy": False, "exchange": ["lora", "full"]},
+        }
         template = check_config(table, SiteConfig, source="options")
     # fixed here, so that every engine adds up in the same order
     threads = threads or template.compute.threads or os.cpu_count()

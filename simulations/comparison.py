@@ -83,6 +83,8 @@ def sums_by_site(agents: list[SiteAgent], vector: Vector, split: Split) -> dict[
     """
     sums: dict[str, Sums] = {}
     for agent in agents:
+        if not agent.records_of(split):
+            continue  # a small site may have no validation records
         request = EvaluateRequest(
             manifest=agent.federation.digest,
             round=agent.federation.federation.rounds,

@@ -125,6 +125,7 @@ def _add_comparison(plan: Simulation, dealt: Dealt, watcher: Watcher) -> dict[st
     report["sites"] = [_site_facts(agent) for agent in agents]
     report["notes"] = list(dealt.notes)
     final = report["final"]
+    own = final["own_test"]
     others = Comparison(
         federation=plan.federation,
         files=dealt.files,
@@ -137,16 +138,16 @@ def _add_comparison(plan: Simulation, dealt: Dealt, watcher: Watcher) -> dict[st
         found["baseline"] = linear_baseline(
             plan.federation,
             [record for agent in agents for record in agent.splits().train],
-            {agent.name: agent.splits().test for agent in agents},
+            {agent.name: agent.records_of("test") for agent in agents},
         )
     for kind in ("pooled", "baseline"):
         if kind in found:
             final[kind] = found[kind]["all"]
             for site, result in found[kind]["own"].items():
-                final["own_test"][site][kind] = result
+                own.setdefault(site, {})[kind] = result
     for site, result in found["local"].items():
         final["local"][site] = result["all"]
-        final["own_test"][site]["local"] = result["own"][site]
+        own.setdefault(site, {})["local"] = result["own"].get(site)
     report["samples"] = _samples(plan, agents[0], first.vector)
     return report
 

@@ -40,6 +40,7 @@ class Deal:
             "data": digest_file(self.template.data.path),
             "columns": self.template.data.model_dump(mode="json", exclude={"path"}),
             "compute": self.template.compute.model_dump(mode="json"),
+            "policy": self.template.policy.model_dump(mode="json"),
             "sites": self.sites,
             "partition": self.partition,
         }
@@ -135,7 +136,7 @@ def _write_site(plan: Deal, folder: Path, name: str, records: list[Record]) -> N
         if getattr(plan.template.data, column) is not None:
             data[column] = column
     compute = plan.template.compute.model_dump(mode="json", exclude_none=True)
-    policy = {"require_privacy": False, "exchange": [plan.federation.exchange.kind]}
+    policy = plan.template.policy.model_dump(mode="json", exclude_none=True)
     table = {
         "site": {"name": name},
         "data": data,

@@ -1,6 +1,5 @@
 """Base models: where one is found, and what is said when it is not."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -13,9 +12,8 @@ from tests.tiny import federation
 
 
 @pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    yield
 
 
 def test_a_site_s_own_map_comes_first(bert: Path) -> None:
@@ -89,6 +87,6 @@ def test_weights_that_are_not_whole_are_refused_in_one_line(bert: Path, tmp_path
     folder = folder_of(bert, tmp_path / "cut")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="cannot load: .*; check its folder") as caught:
+    with pytest.raises(ModelError, match=r"cannot load: .*; check its folder") as caught:
         bench(federation(folder), chapters(1))
     assert "\n" not in str(caught.value)

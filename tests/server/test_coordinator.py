@@ -1,6 +1,5 @@
 """Coordinator: bad replies are counted by reason and fail nothing; the sums are the sites'."""
 
-import gc
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -216,7 +215,6 @@ def test_one_reply_at_a_time_is_alive(tmp_path: Path) -> None:
     nodes = 8
 
     def counting(site: str, request: Request) -> Any:
-        gc.collect()
         counts.append(sum(ref() is not None for ref in alive))
         reply = honest(site, request)
         if isinstance(reply, Update):
