@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from intramural.client.agent import SiteAgent
+from intramural.client.policy import check_manifest
 from intramural.core.canonical import canonical_json
-from intramural.core.errors import ConfigError
+from intramural.core.errors import ConfigError, DataError, IntramuralError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import write_atomic, write_json
 from intramural.core.layout import Vector
@@ -32,6 +33,8 @@ from intramural.simulations.comparison import Comparison, before_training, compa
 from intramural.simulations.sites import Deal, Dealt, deal
 
 Engine = Literal["inprocess", "ray"]
+MARK = "simulation.json"
+"""What a folder's simulation is made of; the folder is for no other."""
 COMPARISONS = frozenset({"local", "pooled", "baseline"})
 
 
@@ -60,12 +63,19 @@ def simulate(plan: Simulation, *, watcher: Watcher) -> dict[str, Any]:
 
     Raises:
         ConfigError: There are fewer sites than `sites.min`, or the folder holds another run.
+        DataError: A site's share of the records cannot be split.
+        Refused: The sites' policy forbids the federation.
         IntramuralError: As `deal`, `run_federation` and `compare`.
     """
     _check(plan)
-    dealt = deal(plan.deal)
+    try:
+        dealt = deal(plan.deal)
+    except IntramuralError:
+        (plan.folder / MARK).unlink(missing_ok=True)  # no site is written: the folder stays free
+        raise
+    agents = _agents(plan, dealt)
     _run(plan, watcher)
-    report = _add_comparison(plan, dealt, watcher)
+    report = _add_comparison(plan, dealt, agents, watcher)
     write_json(plan.folder / REPORT, report)
     write_atomic(plan.folder / "report.html", render_html(report).encode())
     return report
@@ -79,13 +89,28 @@ def _check(plan: Simulation) -> None:
             f"--sites {plan.deal.sites} is below sites.min = {wanted} in federation.toml; "
             "raise --sites or lower sites.min"
         )
+    check_manifest(plan.deal.template.policy, plan.federation)
+    data = plan.deal.template.data.path
+    if not data.is_file():
+        raise DataError(f"{data}: no such file; name a file of records")
     facts = canonical_json(plan.deal.facts())
-    mark = plan.folder / "simulation.json"
+    mark = plan.folder / MARK
     if mark.is_file() and mark.read_bytes() != facts:
         raise ConfigError(f"{plan.folder}: holds another simulation; use another --out")
     if (plan.folder / JOURNAL).exists() and not plan.resume:
         raise ConfigError(f"{plan.folder}: holds a run already; add --resume, or use another --out")
     write_atomic(mark, facts)
+
+
+def _agents(plan: Simulation, dealt: Dealt) -> list[SiteAgent]:
+    """Return the sites' agents once each can split its records: before the rounds, not after."""
+    agents = [SiteAgent(load_site(file), plan.federation) for file in dealt.files]
+    for agent in agents:
+        try:
+            agent.splits()
+        except DataError as error:
+            raise DataError(f"{agent.name}: {error}; or deal to fewer sites") from None
+    return agents
 
 
 def _run(plan: Simulation, watcher: Watcher) -> None:
@@ -117,11 +142,12 @@ def _run(plan: Simulation, watcher: Watcher) -> None:
     run_federation(run, grid, watcher=watcher)
 
 
-def _add_comparison(plan: Simulation, dealt: Dealt, watcher: Watcher) -> dict[str, Any]:
+def _add_comparison(
+    plan: Simulation, dealt: Dealt, agents: list[SiteAgent], watcher: Watcher
+) -> dict[str, Any]:
     """Return the run's report with sites, comparisons and samples filled in."""
     report: dict[str, Any] = json.loads((plan.folder / REPORT).read_text())
     first = beginning(plan.federation, plan.deal.template.model)
-    agents = [SiteAgent(load_site(file), plan.federation) for file in dealt.files]
     report["sites"] = [_site_facts(agent) for agent in agents]
     report["notes"] = list(dealt.notes)
     final = report["final"]

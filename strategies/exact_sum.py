@@ -21,8 +21,10 @@ from intramural.core.layout import Vector
 
 T = TypeVar("T")
 
-CHUNK = 1 << 16
-"""Elements handled at once: few enough to stay in a core's cache and to need little memory."""
+CHUNK = 1 << 17
+"""Elements handled at once: few enough to stay in cache, enough to keep threads from waiting."""
+THREADS_MAX = 8
+"""Each thread has a chunk of scratch; more threads than this gain nothing but memory traffic."""
 MAGIC = 1.5 * 2.0**52
 MAGIC_BITS = int(np.float64(MAGIC).view(np.int64))
 TERM_MAX = 2.0**51
@@ -31,15 +33,19 @@ SUM_MAX = 2.0**62
 """Bound of the sum's magnitude, in grid units."""
 
 
+def _threads() -> int:
+    return min(os.cpu_count() or 1, THREADS_MAX)
+
+
 @cache
 def _pool() -> ThreadPoolExecutor:
     """Return the threads that share the chunks; NumPy lets go of the interpreter's lock."""
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="exact-sum")
+    return ThreadPoolExecutor(_threads(), thread_name_prefix="exact-sum")
 
 
 def _in_parts(size: int, work: Callable[[int, int], T]) -> list[T]:
     """Run `work(start, stop)` on equal parts of `range(size)`, one a thread."""
-    parts = (os.cpu_count() or 1) if size > 4 * CHUNK else 1
+    parts = _threads() if size > 4 * CHUNK else 1
     edges = [size * i // parts for i in range(parts + 1)]
     if parts == 1:
         return [work(0, size)]

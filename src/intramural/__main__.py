@@ -45,9 +45,11 @@ def main() -> None:
     except IntramuralError as error:
         typer.echo(f"intramural: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("intramural: stopped; the last committed round is kept, add --resume", err=True)
-        sys.exit(INTERRUPTED)
+    except SystemExit as end:  # typer makes this of a KeyboardInterrupt, without a word
+        if end.code == INTERRUPTED:
+            line = "intramural: stopped; the last committed round is kept, add --resume"
+            typer.echo(line, err=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ CANARY = "CANARY-7f3a9c"
 
 
 def agent(
-    folder: Path, config: FederationConfig, *, records: list[Row] | None = None, **sections: Json
+    folder: Path, config: FederationConfig, *, records: list[Row] | None = None, **sections: Any
 ) -> SiteAgent:
     written = site(folder, "a", rows()[:60] if records is None else records, **sections)
     return SiteAgent(load_site(written), config)

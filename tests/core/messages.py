@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from intramural.core.layout import Layout
+from intramural.core.layout import Layout, Vector
 from intramural.core.wire import encode_vector
 
 LAYOUT = Layout((("a", (2, 2)), ("b", (3,))))
-VECTOR = np.arange(7, dtype=np.float32) / 4
+VECTOR: Vector = np.array([0, 0.25, 0.5, 0.75, 1, -2, 3e-39], dtype=np.float32)
 
 BODIES: dict[str, dict[str, Any]] = {
     "Hello": {"manifest": "sha256:ab"},

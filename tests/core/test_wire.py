@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from intramural.core.layout import Layout
+from intramural.core.layout import Layout, Vector
 from intramural.core.messages import (
     Evaluated,
     EvaluateRequest,
@@ -125,7 +125,7 @@ def test_one_encoded_vector_serves_many_messages_without_a_copy() -> None:
 
 def test_a_vector_of_other_memory_order_is_written_in_little_endian_order() -> None:
     strided = np.repeat(VECTOR, 2)[::2]
-    swapped = VECTOR.astype(">f4")
+    swapped: Vector = VECTOR.astype(">f4")
     for vector in (strided, swapped):
         assert encode_vector(vector)["flat"].data == struct.pack("<7f", *VECTOR)
 

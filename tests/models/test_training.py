@@ -31,11 +31,11 @@ def test_micro_batches_are_a_partition_of_the_batch(rows_max: int | None, waste_
     parts = list(micro_batches(tokens, batch, rows_max=rows_max, waste_max=waste_max))
     assert sorted(i for part in parts for i in part) == sorted(batch)
     for part in parts:
-        lengths = tokens.lengths()[part]
+        lengths = tokens.lengths()[part].tolist()
         assert len(part) <= (rows_max or 33)
         assert max(lengths) * len(part) - sum(lengths) <= waste_max
-    lengths = [int(tokens.lengths()[part[0]]) for part in parts]
-    assert lengths == sorted(lengths, reverse=True)  # the longest comes first
+    longest = [int(tokens.lengths()[part[0]]) for part in parts]
+    assert longest == sorted(longest, reverse=True)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

@@ -11,10 +11,10 @@ import pytest
 import tomli_w
 
 from intramural.core.journal import scan
-from tests.tiny import CSV, table
+from tests.tiny import CSV, Json, table
 
 PATIENCE_S = 120.0
-ROUNDS = 6
+ROUNDS = 4
 
 
 def command(folder: Path, *, out: str, resume: bool = False) -> list[str]:
@@ -50,7 +50,7 @@ def test_a_run_killed_and_then_stopped_ends_where_an_undisturbed_one_does(
         bert,
         sites={"min": 2},
         federation={"rounds": ROUNDS},
-        training={"local_steps": 40, "batch_size": 32},
+        training={"local_steps": 15, "batch_size": 32},
         strategy={"momentum": 0.5},
     )
     (tmp_path / "federation.toml").write_text(tomli_w.dumps(content))
@@ -61,7 +61,7 @@ def test_a_run_killed_and_then_stopped_ends_where_an_undisturbed_one_does(
     assert not (tmp_path / "broken" / "report.json").exists()
 
     resumed = command(tmp_path, out="broken", resume=True)
-    code, errors = stop_in(tmp_path, 4, signal.SIGINT, resumed)
+    code, errors = stop_in(tmp_path, 3, signal.SIGINT, resumed)
     assert code == 130
     assert "Traceback" not in errors
     assert "the last committed round is kept, add --resume" in errors
@@ -74,13 +74,15 @@ def test_a_run_killed_and_then_stopped_ends_where_an_undisturbed_one_does(
     assert kinds.count("resumed") == 2
 
 
-def in_process(folder: Path, out: str, *, resume: bool = False) -> dict[str, object]:
+def in_process(folder: Path, out: str, *, resume: bool = False) -> Json:
     """Run the same command in this process, and return its report."""
     from intramural.__main__ import main
 
     words = command(folder, out=out, resume=resume)[2:]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", words)
-        main()
-    report: dict[str, object] = json.loads((folder / out / "report.json").read_text())
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert end.value.code == 0
+    report: Json = json.loads((folder / out / "report.json").read_text())
     return report

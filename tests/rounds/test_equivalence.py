@@ -8,11 +8,15 @@ import pytest
 
 from intramural.core.federation import FederationConfig
 from intramural.core.messages import Evaluated, EvaluateRequest
+from intramural.core.site import load_site
 from intramural.data.records import Record
 from intramural.models.base import resolve_base
 from intramural.models.loading import load_model
 from intramural.models.training import RoundPlan
 from intramural.server.export import beginning
+from intramural.server.watcher import Watcher
+from intramural.simulations.simulate import Simulation, simulate
+from intramural.simulations.sites import Deal
 from tests.reference.plain_training import read_parameters, set_parameters, train_plainly
 from tests.rounds.runs import agents, final, run
 from tests.tiny import LABELS, federation, rows, site, sites
@@ -121,3 +125,26 @@ def test_the_same_federation_twice_ends_at_the_same_bits(tmp_path: Path, bert: P
     assert one["final"] == two["final"]
     other = federation(bert, sites={"min": 3}, federation={"seed": 8})
     assert run(tmp_path / "c", other, folder)["digest"] != one["digest"]
+
+
+def test_a_simulation_of_one_site_is_its_own_comparison(tmp_path: Path, bert: Path) -> None:
+    # Everybody's records are the one site's: trained alone, pooled or federated, the model is one.
+    config = federation(
+        bert, federation={"rounds": 3}, training={"local_steps": 5, "learning_rate": 0.3}
+    )
+    template = load_site(site(tmp_path, "template", rows()))
+    plan = Simulation(
+        deal=Deal(
+            federation=config, template=template, sites=1, partition="iid", folder=tmp_path / "out"
+        ),
+        compare=frozenset({"local", "pooled"}),
+    )
+    report = simulate(plan, watcher=Watcher())
+    final_ = report["final"]
+    federated, alone = final_["federated"], final_["local"]["site-1"]
+    assert alone["accuracy"] == federated["accuracy"]
+    assert alone["loss"] == pytest.approx(federated["loss"], abs=1e-6)
+    before = report["initial"]["test"]
+    assert abs(before["loss"] - federated["loss"]) > 1e-3
+    # The pooled site has another name, and so other batches: near, and no further trained.
+    assert final_["pooled"]["loss"] == pytest.approx(federated["loss"], abs=0.05)

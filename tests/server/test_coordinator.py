@@ -284,8 +284,7 @@ def test_a_share_of_the_sites_is_drawn_and_the_draw_depends_on_the_seed_alone(
 
 @pytest.mark.parametrize("rounds", [1, 2, 3])
 def test_a_resumed_run_ends_at_the_same_arrays(tmp_path: Path, rounds: int) -> None:
-    settings = {"strategy": {"momentum": 0.5}, "federation": {"rounds": 4}}
-    config = small(**settings)
+    config = small(strategy={"momentum": 0.5}, federation={"rounds": 4})
     whole = coordinate(tmp_path / "whole", config, grid_of(honest))
     short = small(strategy={"momentum": 0.5}, federation={"rounds": rounds})
     coordinate(tmp_path / "part", short, grid_of(honest))

@@ -48,7 +48,8 @@ def test_the_mean_is_added_to_the_current_arrays_which_stay_as_they_are() -> Non
 def test_momentum_by_hand() -> None:
     # Deltas of 1, beta 0.5, lr 2: v = 1, 1.5, 1.75; w = 2, 5, 8.5.
     rule = FedAvg(momentum=0.5, learning_rate=2.0)
-    current, state, seen = np.zeros(1, np.float32), {}, []
+    current, seen = np.zeros(1, np.float32), []
+    state: State = {}
     for round_ in (1, 2, 3):
         current, state = run_round(rule, state, current, [update([1.0])], round_=round_)
         seen.append((float(current[0]), float(state["velocity"][0])))
@@ -60,7 +61,8 @@ def test_rounds_equal_the_second_implementation(seed: int, step: tuple[float, fl
     rng = np.random.default_rng(seed)
     lr, beta = step
     rule = FedAvg(learning_rate=lr, momentum=beta)
-    current, state = rng.standard_normal(6).astype(np.float32), {}
+    current = rng.standard_normal(6).astype(np.float32)
+    state: State = {}
     expected, velocity = current.astype(np.float64), np.zeros(6)
     for round_ in range(1, 5):
         deltas = [rng.standard_normal(6).astype(np.float32) for _ in range(3)]
@@ -81,7 +83,8 @@ def test_a_copy_of_the_state_goes_on_to_the_same_bits() -> None:
 
     def run(*, restart: bool) -> bytes:
         rule = FedAvg(momentum=0.9)
-        current, state = np.zeros(4, np.float32), {}
+        current = np.zeros(4, np.float32)
+        state: State = {}
         for updates in rounds:
             current, state = run_round(rule, state, current, updates)
             if restart:
