@@ -14,6 +14,8 @@ from intramural.core.layout import Layout
 from intramural.core.messages import Evaluated, Refusal, Request, Update, Welcome
 from intramural.core.metrics import Sums
 from intramural.server.checkpoint import load_checkpoint
+from intramural.strategies.fedavg import FedAvg
+from intramural.strategies.rule import Fold
 from tests.server.fakes import (
     LAYOUT,
     SlowGrid,
@@ -229,8 +231,13 @@ def test_one_reply_at_a_time_is_alive(tmp_path: Path) -> None:
         alive.append(weakref.ref(reply))
         return reply
 
+    class Watched(FedAvg):
+        def add(self, fold: Fold, update: Update) -> None:
+            alive.append(weakref.ref(update))
+            super().add(fold, update)
+
     grid._deliver = watched  # type: ignore[method-assign]
-    coordinate(tmp_path, small(sites={"min": nodes}), grid)
+    coordinate(tmp_path, small(sites={"min": nodes}), grid, rule=Watched())
     assert len(counts) == nodes * (1 + 2 + 2 + 1)  # greeting, training, evaluation, test
     assert max(counts) == 0  # when a site works, no reply of another is left
 
@@ -308,3 +315,9 @@ def test_a_full_disk_stops_the_run_and_the_round_is_not_committed(
         coordinate(tmp_path, small(), grid_of(honest))
     assert "committed" not in (tmp_path / "journal.jsonl").read_text()
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_without_evaluation_a_run_has_no_metrics_and_still_ends(tmp_path: Path) -> None:
+    done = coordinate(tmp_path, small(evaluation={"every": 0}), grid_of(honest))
+    assert [record["metrics"] for record in done.seen.records] == [{}, {}]
+    assert done.outcome.test == {}

@@ -184,3 +184,13 @@ def test_no_update_is_refused() -> None:
 def test_refused_names_and_options(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FlowerRule.named(name, LAYOUT, options)
+
+
+def test_parameters_named_by_numbers_alone_survive_a_restart() -> None:
+    layout = Layout((("0", (2,)), ("1", (3,))))
+    ones = [update(grid_numbers(np.random.default_rng(1), 5), site=site) for site in "ab"]
+    rule = FlowerRule.named("FedYogi", layout, {})
+    current, state = run_round(rule, {}, np.zeros(5, np.float32), ones)
+    expected, _ = run_round(rule, state, current, ones, round_=2)
+    got, _ = run_round(FlowerRule.named("FedYogi", layout, {}), state, current, ones, round_=2)
+    assert got.tobytes() == expected.tobytes()
