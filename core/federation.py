@@ -1,5 +1,6 @@
 """federation.toml: what all sites agree on. Its canonical form is the manifest."""
 
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -55,6 +56,12 @@ class Task(Section):
             raise ValueError("classification needs task.labels with at least two labels")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("task.labels names a label twice")
+        for label in self.labels:
+            if label != " ".join(unicodedata.normalize("NFC", label).split()):
+                raise ValueError(
+                    f"task.labels: {label!r} can match no record, whose labels are cleaned; "
+                    "write it in Unicode NFC, with single spaces"
+                )
         if "{text}" not in self.instruction:
             raise ValueError("task.instruction must hold {text}")
         return self

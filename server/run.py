@@ -13,7 +13,7 @@ from intramural.core.config import check_config
 from intramural.core.errors import CheckpointError, ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import write_json
-from intramural.core.journal import Journal
+from intramural.core.journal import Journal, scan
 from intramural.server.checkpoint import Checkpoint, load_checkpoint
 from intramural.server.coordinator import Coordinator, Setting
 from intramural.server.export import beginning, save_final
@@ -115,13 +115,16 @@ def run_federation(plan: RunPlan, grid: Grid, *, watcher: Watcher | None = None)
 
 def _start(plan: RunPlan, watcher: Watcher) -> Checkpoint | None:
     """Return the checkpoint to go on from, or None to begin."""
-    used = (plan.folder / JOURNAL).exists()
-    if used and not plan.resume:
+    entries = scan(plan.folder / JOURNAL).entries
+    if entries and not plan.resume:
         raise ConfigError(f"{plan.folder}: holds a run already; add --resume, or use another --out")
     checkpoint, problems = load_checkpoint(plan.folder / CHECKPOINTS)
     for line in problems:
         watcher.noticed(line)
-    if checkpoint is not None and checkpoint.manifest != plan.federation.digest:
+    manifests = {entry.body["manifest"] for entry in entries if "manifest" in entry.body}
+    if checkpoint is not None:
+        manifests.add(checkpoint.manifest)
+    if manifests - {plan.federation.digest}:
         raise ConfigError(
             f"{plan.folder}: holds a run of another federation.toml; use another --out"
         )

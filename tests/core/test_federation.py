@@ -6,10 +6,11 @@ import tomllib
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from intramural.core.config import check_config
 from intramural.core.errors import ConfigError
-from intramural.core.federation import FederationConfig
+from intramural.core.federation import FederationConfig, Task
 
 EXAMPLE = """
 [federation]
@@ -255,3 +256,9 @@ def test_leaving_privacy_out_changes_the_digest() -> None:
     without = table()
     del without["privacy"]
     assert check_config(without, FederationConfig, source="f").digest != federation().digest
+
+
+@pytest.mark.parametrize("label", ["two  spaces", " edge", "Cafe\u0301"])
+def test_a_label_that_cleaned_records_cannot_have_is_refused(label: str) -> None:
+    with pytest.raises(ValidationError, match="can match no record"):
+        Task(kind="classification", labels=("fine", label))

@@ -83,6 +83,22 @@ def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(
     assert again["final"] == first["final"]
 
 
+def test_a_run_stopped_before_its_first_commit_is_not_resumed_as_another(
+    tmp_path: Path, bert: Path, folder: Path
+) -> None:
+    class StopEarly(Watcher):
+        def opened(self, round_: int, sites: list[str]) -> None:
+            raise Interrupted("stopped by the test")
+
+    config = federation(bert, sites={"min": 2})
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", config, folder, watcher=StopEarly())
+    assert not (tmp_path / "run" / "checkpoints").exists()  # the journal alone knows the manifest
+    other = federation(bert, sites={"min": 2}, federation={"seed": 1})
+    with pytest.raises(ConfigError, match=r"holds a run of another federation\.toml"):
+        run(tmp_path / "run", other, folder, resume=True)
+
+
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_stopped_run_is_resumed_to_the_same_bits(
     tmp_path: Path, bert: Path, folder: Path, stop: int
