@@ -55,7 +55,7 @@ def test_a_device_that_is_not_here_is_refused() -> None:
 
 def test_the_model_is_built_once_and_anew_when_asked(bert: Path) -> None:
     config = federation(bert)
-    first = resident_model(config, places={}, device="cpu")
+    first = resident_model(config, places={}, device="cpu", fresh=True)
     start = first.loaded.exchange.read()
     first.loaded.exchange.write(start + 1)
     assert resident_model(config, places={}, device="cpu") is first
