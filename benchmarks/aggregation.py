@@ -86,9 +86,10 @@ def fold_in(rule: FedAvg, fold: Fold, records: RecordDict, layout: Layout) -> No
 def time_ours(layout: Layout, sites: int, *, seed: int) -> tuple[float, float]:
     """Return seconds of decoding, adding, finishing and encoding; and those after the last reply.
 
-    The second figure is what a round waits for: ours adds while it waits for the other sites,
-    Flower's strategies begin when all replies are there. All replies are there before the clock starts, as Flower's are: each side then reads memory
-    that has settled. What ours holds at once in real rounds is measured by `memory_rows`.
+    The second figure is what a round waits for: ours adds while it waits for other sites, Flower's
+    strategies begin when all replies are there. Here all replies are there before the clock starts,
+    as Flower's are: each side then reads memory that has settled. What ours holds at once in real
+    rounds is measured by `memory_rows`.
     """
     current, rule = np.zeros(layout.size, dtype=np.float32), FedAvg()
     replies = [our_reply(layout, random_vector(layout, seed + s), s) for s in range(sites)]
