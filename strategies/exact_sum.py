@@ -85,6 +85,7 @@ class ExactSum:
         self._sum: NDArray[np.int64] = np.empty(size, dtype=np.int64)  # the first term fills it
         self._grid = 2.0**fraction_bits
         self._used = 0.0
+        self.size = size
         self.terms = 0
 
     def add(self, vector: Vector, weight: float) -> None:
@@ -149,35 +150,24 @@ class ExactSum:
                 hi = min(lo + CHUNK, stop)
                 self._fold(vector, factor, lo, hi, scratch, np.subtract)
 
-    def mean(self, total_weight: float) -> Vector:
-        """Return the sum over `total_weight` as float32; the sum is used up.
+    def mean(self, total_weight: float, *, out: Vector) -> None:
+        """Write the sum over `total_weight` into `out`, shape `(size,)`, and start at zero again.
 
-        The result is written over the sum's own memory, of which the half not needed is given
-        back, so that no further model is allocated and none is kept.
+        The sum's memory stays: memory touched for the first time costs as much as adding a vector,
+        so a sum is best used again, round after round.
         """
         assert self.terms, "nothing was added"
         total, factor = self._sum, 1.0 / (total_weight * self._grid)
-        self._sum = np.zeros(0, dtype=np.int64)
         magic = np.int64((self.terms * MAGIC_BITS + 2**63) % 2**64 - 2**63)
-        floats: Vector = total.view(np.float32)
 
-        def part(start: int, stop: int) -> tuple[int, int]:
-            scratch = np.empty(min(CHUNK, stop - start), dtype=np.float64)
+        def part(start: int, stop: int) -> None:
             for lo in range(start, stop, CHUNK):
-                hi = min(lo + CHUNK, stop)
-                values = scratch[: hi - lo]
-                whole = values.view(np.int64)
-                np.subtract(total[lo:hi], magic, out=whole)
+                whole = total[lo : min(lo + CHUNK, stop)]
+                values = whole.view(np.float64)
+                whole -= magic
                 values[:] = whole  # the same memory: an integer becomes a float in its place
                 values *= factor
-                floats[start + lo : start + hi] = values  # lies at or before what was just read
-            return start, stop
+                out[lo : lo + len(values)] = values
 
-        for start, stop in _in_parts(len(total), part):
-            # each part begins its own memory; here they close up
-            if start:
-                floats[start:stop] = floats[2 * start : start + stop]
-        size = len(total)
-        # `resize` may move the memory; `floats` is not looked at again
-        total.resize((size + 1) // 2, refcheck=False)
-        return total.view(np.float32)[:size]
+        _in_parts(self.size, part)
+        self.terms, self._used = 0, 0.0

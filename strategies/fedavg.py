@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 
 from intramural.core.errors import AggregationError
-from intramural.core.layout import Vector
+from intramural.core.layout import Vector, written
 from intramural.core.messages import Update
 from intramural.strategies.exact_sum import ExactSum
 from intramural.strategies.rule import Fold, State, Traits
@@ -38,6 +38,8 @@ class FedAvg:
         self.weight_cap = weight_cap
         self.learning_rate = learning_rate
         self.momentum = momentum
+        self._idle: ExactSum | None = None
+        """The last round's sum, kept for its memory alone; the results lie elsewhere."""
 
     def weight_of(self, update: Update) -> int:
         """Return what the update counts for: 1, or its records up to the cap."""
@@ -46,8 +48,10 @@ class FedAvg:
         return min(update.weight, self.weight_cap or update.weight)
 
     def begin(self, state: State, current: Vector, *, round: int) -> Fold:
-        """Open a round; allocates two models of memory, whatever the number of sites."""
-        total = ExactSum(current.size, fraction_bits=FRACTION_BITS[self.weights])
+        """Open a round; it holds two models of memory, whatever the number of sites."""
+        total, self._idle = self._idle, None
+        if total is None or total.size != current.size:
+            total = ExactSum(current.size, fraction_bits=FRACTION_BITS[self.weights])
         return Fold(round=round, current=current, state=state, work=total)
 
     def add(self, fold: Fold, update: Update) -> None:
@@ -72,12 +76,17 @@ class FedAvg:
         """
         if not fold.sites:
             raise AggregationError("no update to aggregate; lower sites.min or wait for sites")
-        step: Vector = fold.work.mean(fold.weight)
         state: State = {}
-        if self.momentum:
-            step += np.float32(self.momentum) * fold.state.get("velocity", np.float32(0))
-            state["velocity"] = step.copy()
-        if self.learning_rate != 1.0:
-            step *= np.float32(self.learning_rate)
-        step += fold.current
-        return step, state
+
+        def write(step: Vector) -> None:
+            fold.work.mean(fold.weight, out=step)
+            if self.momentum:
+                step += np.float32(self.momentum) * fold.state.get("velocity", np.float32(0))
+                state["velocity"] = step.copy()
+            if self.learning_rate != 1.0:
+                step *= np.float32(self.learning_rate)
+            step += fold.current
+
+        following = written(fold.current.size, write)
+        self._idle = fold.work
+        return following, state

@@ -171,3 +171,19 @@ def test_a_bad_update_is_refused_and_the_fold_is_as_before(bad: Any, message: st
         rule.add(fold, bad)
     assert (fold.weight, fold.sites) == (2, ["good"])
     assert rule.finish(fold)[0].tolist() == [4, 8]
+
+
+def test_rounds_share_memory_but_no_numbers() -> None:
+    # The rule keeps a round's sum for its memory: an open round, an abandoned one and the arrays
+    # of the round before must not see each other.
+    rule = FedAvg()
+    first, _ = run_round(rule, {}, ZERO, [update([1, 2])])
+    abandoned = rule.begin({}, first, round=2)
+    rule.add(abandoned, update([100, 100]))
+    second, _ = run_round(rule, {}, first, [update([10, 20])])
+    open_ = rule.begin({}, second, round=3)
+    rule.add(open_, update([1, 1]))
+    other, _ = run_round(rule, {}, np.zeros(3, np.float32), [update([7, 8, 9])])
+    third, _ = rule.finish(open_)
+    assert [v.tolist() for v in (first, second, third)] == [[1, 2], [11, 22], [12, 23]]
+    assert other.tolist() == [7, 8, 9]
