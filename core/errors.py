@@ -8,10 +8,14 @@ IntramuralError
 |-- AggregationError   updates cannot be combined                                       exit 1
 |-- JournalError       a journal is broken, or not ours                                 exit 1
 |-- CheckpointError    no generation of a checkpoint can be read                        exit 1
+|-- LedgerError        a privacy ledger is broken, or another data set's             exit 1
 |-- TrainingError      local training went wrong (a loss that is not finite)            exit 1
 |-- RoundError         the rounds cannot go on (too few sites)                          exit 1
 |-- Refused            a site's own rules said no                                       exit 3
-|   `-- EgressRefused  something was stopped from leaving a site                        exit 3
+|   |-- DataRefused    the site's records are not enough; under [privacy] not told why   exit 3
+|   |-- EgressRefused  something was stopped from leaving a site                        exit 3
+|   |-- BudgetExhausted  the data set's lifetime budget does not cover a round          exit 3
+|   `-- Unclippable    a parameter, layer or loss has no exact per-unit gradient rule   exit 3
 `-- Interrupted        the operator stopped the run; it can be resumed                  exit 130
 
 Messages name files, keys, columns, counts and hashes, and never hold a record's text: an error
@@ -65,6 +69,10 @@ class CheckpointError(IntramuralError):
     """No generation of a checkpoint can be read."""
 
 
+class LedgerError(IntramuralError):
+    """A privacy ledger is broken, or belongs to another data set."""
+
+
 class TrainingError(IntramuralError):
     """Local training went wrong."""
 
@@ -79,6 +87,10 @@ class Refused(IntramuralError):
     exit_code = 3
 
 
+class DataRefused(Refused):
+    """The site's records are too few, or lack a split: a refusal that tells of them."""
+
+
 class EgressRefused(Refused):
     """A site's policy stopped something from leaving the site."""
 
@@ -87,6 +99,14 @@ class EgressRefused(Refused):
         super().__init__(f"refused to send {item}: {rule}. {remedy}")
         self.item = item
         self.rule = rule
+
+
+class BudgetExhausted(Refused):
+    """The data set's lifetime budget does not cover what was asked; nothing was charged."""
+
+
+class Unclippable(Refused):
+    """A trainable parameter, a layer or a loss has no exact per-unit gradient; it is named."""
 
 
 class Interrupted(IntramuralError):

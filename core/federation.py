@@ -36,6 +36,9 @@ class Model(Section):
     """sha256:... of the base's files; a site whose base differs refuses"""
     max_length: Annotated[int, Field(ge=4, strict=True)] = 128
     """longest text in tokens; longer ones are cut"""
+    pooler: Literal["base", "identity"] = "base"
+    """'identity': the first token's state goes to the head through tanh alone; good for sentence
+    encoders, whose pooler was never trained"""
 
 
 class Task(Section):
@@ -70,8 +73,8 @@ class Task(Section):
 class Exchange(Section):
     """The table [exchange]."""
 
-    kind: Literal["lora", "full"]
-    """'lora' (adapter and head travel) or 'full' (every weight travels)"""
+    kind: Literal["lora", "full", "head"]
+    """'lora' (adapter and head travel), 'full' (every weight) or 'head' (the encoder is frozen)"""
     rank: Count = 8
     """lora: rank of the update"""
     alpha: Positive = 16.0
@@ -81,7 +84,7 @@ class Exchange(Section):
     target_modules: tuple[Text, ...] = ("query", "value")
     """lora: ends of the names of the linear layers that get an adapter"""
     trained_modules: tuple[Text, ...] | None = None
-    """lora: ends of the names of modules trained whole; by default the classification head"""
+    """lora, head: ends of the names of modules trained whole; by default the classification head"""
 
 
 class Training(Section):
@@ -165,20 +168,69 @@ class Privacy(Section):
 
     unit: Literal["record", "person"]
     """what one neighbour differs in: 'record' or 'person'"""
-    epsilon: Positive
-    """privacy spent over the whole federation, at delta"""
+    epsilon: Positive | None = None
+    """privacy spent over the whole federation, at delta; the noise is computed from it"""
+    noise_multiplier: Positive | None = None
+    """noise's standard deviation / clip_norm, instead of epsilon"""
     delta: Annotated[float, Field(gt=0, lt=1, strict=True)]
-    """below 1 / nominal_records"""
+    """below 1 / nominal_records (person: nominal_persons)"""
     clip_norm: Positive
     """L2 bound of one unit's gradient"""
     nominal_records: Count
     """public constant from which sample rate and divisor follow; never the private count"""
+    nominal_persons: Count | None = None
+    """person: as nominal_records, in persons"""
+    records_per_person: Count | None = None
+    """person: most records of one person used in a step; the rest are left out"""
+    relation: Literal["add-remove", "replace-one"] = "add-remove"
+    """neighbouring data sets: a unit added or removed, or one replaced by another"""
+    engine: Literal["bookkeeping", "opacus"] = "bookkeeping"
+    """'bookkeeping' (one forward, one backward), or 'opacus' as it is"""
+    metrics_noise: Positive | None = None
+    """classification by records: noise on each evaluation's two counts, charged; absent: sites send
+    no metrics"""
+
+    @property
+    def nominal_units(self) -> int:
+        """Public number of units a site is taken to hold."""
+        return self.nominal_persons or self.nominal_records
 
     @model_validator(mode="after")
-    def _delta_is_small(self) -> "Privacy":
-        if self.delta >= 1 / self.nominal_records:
-            raise ValueError("privacy.delta must be below 1 / privacy.nominal_records")
+    def _is_a_plan(self) -> "Privacy":
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("set exactly one of privacy.epsilon and privacy.noise_multiplier")
+        if self.metrics_noise is not None and self.unit == "person":
+            raise ValueError("privacy.metrics_noise bounds records, not persons; leave it out")
+        person = (self.nominal_persons, self.records_per_person)
+        if self.unit == "person" and None in person:
+            raise ValueError(
+                "unit = 'person' needs privacy.nominal_persons and privacy.records_per_person"
+            )
+        if self.unit == "record" and person != (None, None):
+            raise ValueError(
+                "privacy.nominal_persons and privacy.records_per_person are for unit = 'person'"
+            )
+        if self.delta >= 1 / self.nominal_units:
+            name = "nominal_records" if self.unit == "record" else "nominal_persons"
+            raise ValueError(f"privacy.delta must be below 1 / privacy.{name}")
         return self
+
+
+class SitePrivacy(Section):
+    """The table [site_privacy]; absent, no site's whole update is hidden.
+
+    Guarantees:
+        None by itself: `strategies/site_dp.py` says what holds. Sound in combination with
+        strategy.weights = "equal" alone, which the federation checks: with other weights one
+        site's part of the sum exceeds clip_norm.
+    """
+
+    clip_norm: Annotated[float, Field(ge=1e-6, le=1e6, strict=True)]
+    """L2 bound of a site's whole update in a round"""
+    noise_multiplier: Annotated[float, Field(ge=0.01, le=1e4, strict=True)]
+    """noise's standard deviation on the sum of the updates / clip_norm"""
+    delta: Annotated[float, Field(gt=0, lt=1, strict=True)]
+    """below 1 / sites.min, and better far below"""
 
 
 class FederationConfig(Section):
@@ -202,6 +254,39 @@ class FederationConfig(Section):
     """when and on how much the sites evaluate"""
     privacy: Privacy | None = None
     """absent: no privacy claim"""
+    site_privacy: SitePrivacy | None = None
+    """absent: no claim for a site as a whole; the sum is divided by sites.min, whoever answers"""
+
+    @model_validator(mode="after")
+    def _metrics_are_counts(self) -> "FederationConfig":
+        noised = self.privacy is not None and self.privacy.metrics_noise is not None
+        if noised and self.task.kind != "classification":
+            raise ValueError("privacy.metrics_noise is for classification; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _hides_sites(self) -> "FederationConfig":
+        if self.site_privacy is None:
+            return self
+        if self.strategy.rule != "fedavg":
+            raise ValueError(
+                "site_privacy needs strategy.rule = 'fedavg', whose sum can be bounded and noised, "
+                f"and it is {self.strategy.rule!r}; set it, or remove [site_privacy]"
+            )
+        if self.strategy.weights != "equal":
+            raise ValueError(
+                "site_privacy needs strategy.weights = 'equal', or one site weighs more than the "
+                "noise hides; set it, or remove [site_privacy]"
+            )
+        if self.site_privacy.delta >= 1 / self.sites.min:
+            raise ValueError("site_privacy.delta must be below 1 / sites.min; lower it")
+        return self
+
+    @property
+    def evaluations_every(self) -> int:
+        """Rounds between the sites' evaluations; 0: never, as under [privacy] without noise."""
+        silent = self.privacy is not None and self.privacy.metrics_noise is None
+        return 0 if silent else self.evaluation.every
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as a JSON value; every default is written out."""

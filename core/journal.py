@@ -107,8 +107,12 @@ class Journal:
         self.entries = list(found.entries)
         self._now = now
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (lives as long as the journal)
-        self._file.truncate(found.sound_bytes)
-        sync_folder(path.parent)
+        try:
+            self._file.truncate(found.sound_bytes)
+            sync_folder(path.parent)
+        except BaseException:
+            self._file.close()
+            raise
 
     @property
     def head(self) -> str:

@@ -1,8 +1,9 @@
 """Layout: the fixed order, names, shapes and offsets of parameters in one flat float32 vector."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from math import prod
 
 import numpy as np
@@ -13,6 +14,25 @@ from intramural.core.errors import WireError
 
 Vector = NDArray[np.float32]
 """One flat float32 vector, shape `(layout.size,)`."""
+
+
+def written(size: int, write: Callable[[Vector], None]) -> Vector:
+    """Return the read-only vector that `write` made of zeros, shape `(size,)`.
+
+    It lies in the `bytes` that Flower wants to send: `BytesIO` hands out what was written in place
+    without a copy, once nobody else (so: no variable of the caller) holds the memory.
+    """
+    buffer = BytesIO(bytes(4 * size))
+    write(np.frombuffer(buffer.getbuffer(), dtype="<f4"))
+    return np.frombuffer(buffer.getvalue(), dtype="<f4")
+
+
+def wire_bytes(vector: Vector) -> bytes:
+    """Return the little-endian bytes; of what `written` made, its very own, without a copy."""
+    base = vector.base
+    if isinstance(base, bytes) and len(base) == vector.nbytes and vector.dtype == "<f4":
+        return base
+    return np.ascontiguousarray(vector, dtype="<f4").tobytes()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,8 @@ class Hello:
 
     manifest: str
     """Digest of the manifest."""
+    run: str = ""
+    """Tells this run from others of the same manifest; a resumed run keeps it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class TrainRequest:
     """From 1."""
     layout: str
     vector: Vector = field(repr=False)
+    run: str = ""
+    """Tells this run from others of the same manifest; a resumed run keeps it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +54,16 @@ class Update:
     layout: str
     weight: int
     """Training records behind the update, at least 1; the rule decides what it counts for."""
-    loss: float
-    """Mean training loss over the round's steps."""
-    seconds: float
-    """Time spent training."""
+    loss: float | None
+    """Mean training loss over the round's steps; None under a privacy claim."""
+    seconds: float | None
+    """Time spent training; None under a privacy claim, for it tells of the number of records."""
+    ledger_entries: int | None = None
+    """Length of the site's privacy ledger after this round's charge; None without [privacy]."""
+    ledger_head: str | None = None
+    """Digest of the ledger's last entry, which commits to all before it."""
+    seeded: bool = False
+    """Sampling and noise came from a test's seed: nothing is private."""
     delta: Vector = field(repr=False)
     """Parameters after minus before, float32, shape `(layout.size,)`."""
 
@@ -68,6 +78,8 @@ class EvaluateRequest:
     layout: str
     split: Split
     vector: Vector = field(repr=False)
+    run: str = ""
+    """Tells this run from others of the same manifest; a resumed run keeps it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ Sums of a classification task, with k labels:
     confusion     (k*k,)  row-major; row = true class, column = predicted class
     loss          (1,)    per-example losses, times LOSS_SCALE
     examples      (1,)
+Under [privacy] there are two noised counts in their place: correct (1,) and examples (1,).
 
 Sums of a generation task:
     loss          (1,)    per-example means over the response's tokens, times LOSS_SCALE
@@ -43,6 +44,10 @@ SUMS_OF: Final[dict[TaskKind, tuple[str, ...]]] = {
     "classification": ("confusion", "loss", "examples"),
     "generation": ("loss", "token_loss", "tokens", "correct_tokens", "examples"),
 }
+
+
+NOISED_SUMS: Final = ("correct", "examples")
+"""What a site sends under [privacy], if it sends metrics at all."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,6 +161,8 @@ def metrics_of(kind: TaskKind, sums: Sums) -> dict[str, float]:
     exp(token_loss), capped at exp(709) because a report cannot hold an infinity; token_accuracy;
     examples.
 
+    From noised counts: accuracy and examples alone.
+
     Args:
         kind: The task the sums belong to.
         sums: As the module's docstring lists them for that task.
@@ -167,6 +174,8 @@ def metrics_of(kind: TaskKind, sums: Sums) -> dict[str, float]:
 
     Source: macro F1 as sklearn.metrics.f1_score(average="macro", zero_division=0).
     """
+    if set(sums.counts) == set(NOISED_SUMS):
+        return _noised_metrics(sums)
     _require_sums(kind, sums)
     examples = int(sums.counts["examples"][0])
     if examples == 0:
@@ -199,6 +208,15 @@ def metrics_of(kind: TaskKind, sums: Sums) -> dict[str, float]:
         "token_accuracy": correct / tokens,
         "examples": float(examples),
     }
+
+
+def _noised_metrics(sums: Sums) -> dict[str, float]:
+    if any(sums.counts[name].shape != (1,) for name in NOISED_SUMS):
+        raise AggregationError("a noised count must hold one number")
+    right, seen = (int(sums.counts[name][0]) for name in NOISED_SUMS)
+    if not 0 <= right <= seen <= COUNT_MAX or seen == 0:
+        raise AggregationError(f"noised counts say {right} right of {seen}")
+    return {"accuracy": right / seen, "examples": float(seen)}
 
 
 def _require_sums(kind: TaskKind, sums: Sums) -> None:

@@ -1,5 +1,6 @@
 """site.toml: what one site decides for itself. Its limits win, and only tighten."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +32,10 @@ class SiteData(Section):
     """column that identifies the person a record is about; groups the splits"""
     group: Text | None = None
     """column whose equal values must stay on one side of the splits"""
+    name: Name | None = None
+    """name of the data set, for its privacy ledger; absent: the file's name"""
+    ledger: Path | None = None
+    """the data set's privacy ledger; absent: ledger-NAME.jsonl beside site.toml"""
     strict: bool = False
     """true: stop at the first bad row; false: skip and count bad rows"""
 
@@ -42,8 +47,14 @@ class SitePolicy(Section):
     """refuse a federation without [privacy]"""
     epsilon_lifetime: Positive | None = None
     """most privacy this data set ever spends, over all runs"""
-    exchange: tuple[Literal["lora", "full"], ...] = ("lora",)
+    delta_lifetime: Annotated[float, Field(gt=0, lt=1, strict=True)] = 1e-5
+    """delta at which epsilon_lifetime is read; fixed for the data set's life"""
+    exchange: tuple[Literal["lora", "full", "head"], ...] = ("lora", "head")
     """exchange kinds the site lets out"""
+    retries_max: Annotated[int, Field(ge=0, strict=True)] = 3
+    """[privacy]: charges of one run beyond its planned ones, after crashes and lost replies"""
+    not_private_seed: Annotated[int, Field(ge=0, strict=True)] | None = None
+    """for tests alone: draw samples and noise from this seed; every result is marked not private"""
     records_min: Count = 1
     """refuse to train on fewer records"""
     payload_bytes_max: Count = 4 * 1024**3
@@ -78,6 +89,17 @@ class SiteConfig(Section):
     compute: SiteCompute = SiteCompute()
     """the machine"""
 
+    @property
+    def data_name(self) -> str:
+        """Name of the data set, as its ledger has it."""
+        stem = re.sub(r"[^a-z0-9._-]", "-", self.data.path.stem.lower()).strip("._-")
+        return self.data.name or stem or "records"
+
+    @property
+    def ledger_file(self) -> Path:
+        """Where the data set's privacy ledger lies; `load_site` makes it absolute."""
+        return self.data.ledger or Path(f"ledger-{self.data_name}.jsonl")
+
 
 def load_site(path: Path) -> SiteConfig:
     """Read site.toml; relative paths in it are taken from its folder.
@@ -87,7 +109,8 @@ def load_site(path: Path) -> SiteConfig:
     """
     config = load_config(path, SiteConfig)
     folder = path.resolve().parent
-    data = config.data.model_copy(update={"path": folder / config.data.path})
+    places = {"path": folder / config.data.path, "ledger": folder / config.ledger_file}
+    data = config.data.model_copy(update=places)
     model = {
         name: str(folder / place) if (folder / place).exists() else place
         for name, place in config.model.items()

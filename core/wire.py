@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from intramural.core.canonical import canonical_json
 from intramural.core.errors import WireError
-from intramural.core.layout import Layout, Vector
+from intramural.core.layout import Layout, Vector, wire_bytes
 from intramural.core.messages import (
     Evaluated,
     EvaluateRequest,
@@ -31,7 +31,7 @@ from intramural.core.messages import (
 )
 from intramural.core.metrics import Sums
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 HEADER_BYTES_MAX = 1 << 20
 HEADER, VECTOR, FLAT = "intramural", "vector", "flat"
 STYPE = "intramural.f4"
@@ -42,7 +42,13 @@ _Natural = Annotated[int, Field(ge=0, lt=2**63)]
 _Counts = dict[
     Annotated[str, Field(max_length=100)], Annotated[list[_Natural], Field(max_length=10**6)]
 ]
-_FIELD_TYPES: dict[Any, Any] = {str: _Short, int: _Natural, Sums: _Counts}
+_FIELD_TYPES: dict[Any, Any] = {
+    str: _Short,
+    str | None: _Short | None,
+    int: _Natural,
+    int | None: _Natural | None,
+    Sums: _Counts,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +79,7 @@ _REPLIES = {kind.__name__: _codec(kind) for kind in (Welcome, Update, Evaluated,
 
 def encode_vector(vector: Vector) -> ArrayRecord:
     """Return a Flower record of the vector; one record can serve all messages of a round."""
-    data = np.ascontiguousarray(vector, dtype="<f4").tobytes()
+    data = wire_bytes(vector)
     array = Array(dtype="float32", shape=(vector.size,), stype=STYPE, data=data)
     record = ArrayRecord()
     record[FLAT] = array  # item assignment: the constructor would copy the bytes

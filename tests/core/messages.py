@@ -13,10 +13,11 @@ LAYOUT = Layout((("a", (2, 2)), ("b", (3,))))
 VECTOR: Vector = np.array([0, 0.25, 0.5, 0.75, 1, -2, 3e-39], dtype=np.float32)
 
 BODIES: dict[str, dict[str, Any]] = {
-    "Hello": {"manifest": "sha256:ab"},
-    "TrainRequest": {"manifest": "m", "round": 3, "layout": LAYOUT.digest},
+    "Hello": {"manifest": "sha256:ab", "run": "sha256:cd"},
+    "TrainRequest": {"manifest": "m", "run": "r", "round": 3, "layout": LAYOUT.digest},
     "EvaluateRequest": {
         "manifest": "m",
+        "run": "r",
         "round": 0,
         "layout": LAYOUT.digest,
         "split": "test",
@@ -29,6 +30,9 @@ BODIES: dict[str, dict[str, Any]] = {
         "weight": 5,
         "loss": 0.5,
         "seconds": 1,
+        "ledger_entries": None,
+        "ledger_head": None,
+        "seeded": False,
     },
     "Evaluated": {"site": "a", "round": 1, "split": "validation", "sums": {"examples": [3]}},
     "Refusal": {"site": "a", "reason": "wire", "detail": "no"},
@@ -48,7 +52,7 @@ def raw(text: str, *, vector: ArrayRecord | None = None) -> RecordDict:
 
 def good(kind: str, **changes: Any) -> RecordDict:
     """Return a good message with parts of its body changed."""
-    header = {"version": 1, "kind": kind, "body": BODIES[kind] | changes}
+    header = {"version": 2, "kind": kind, "body": BODIES[kind] | changes}
     vector = encode_vector(VECTOR) if kind in WITH_VECTOR else None
     return raw(json.dumps(header), vector=vector)
 

@@ -101,7 +101,17 @@ def test_what_is_left_out_has_its_default_and_privacy_is_then_not_claimed() -> N
         {"sites__quorum": 1.0},
         {"sites__share": 1},
         {"evaluation__every": 0},
-        {"privacy__unit": "person"},
+        {"exchange__kind": "head"},
+        {"model__pooler": "identity"},
+        {
+            "privacy__unit": "person",
+            "privacy__nominal_persons": 50_000,
+            "privacy__records_per_person": 4,
+            "privacy__delta": 1 / 50_001,
+        },
+        {"privacy__epsilon": None, "privacy__noise_multiplier": 0.8},
+        {"privacy__relation": "replace-one", "privacy__engine": "opacus"},
+        {"privacy__metrics_noise": 10.0},
         {"privacy__delta": 1 / 2001},
     ],
 )
@@ -111,6 +121,9 @@ def test_accepted(changes: dict[str, Any]) -> None:
         section, key = path.split("__")
         if value is not None:
             assert config[section][key] == value
+
+
+PERSONS = {"privacy__nominal_persons": 50, "privacy__records_per_person": 4}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +190,23 @@ def test_accepted(changes: dict[str, Any]) -> None:
         ({"privacy__clip_norm": 0}, "privacy.clip_norm: "),
         ({"privacy__clip_norm": None}, "privacy.clip_norm: missing"),
         ({"privacy__nominal_records": 0}, "privacy.nominal_records: "),
+        ({"privacy__nominal_records": None}, "privacy.nominal_records: missing"),
+        ({"privacy__noise_multiplier": 1.0}, "privacy: set exactly one of privacy.epsilon and"),
+        ({"privacy__epsilon": None}, "privacy: set exactly one of privacy.epsilon and"),
+        ({"privacy__unit": "person"}, "privacy: .*needs privacy.nominal_persons and"),
+        ({"privacy__records_per_person": 4}, "privacy: .*are for unit = 'person'"),
+        (
+            {"privacy__unit": "person", **PERSONS, "privacy__delta": 1 / 50},
+            "privacy: privacy.delta must be below 1 / privacy.nominal_persons",
+        ),
+        (
+            {"privacy__unit": "person", **PERSONS, "privacy__metrics_noise": 1.0},
+            "privacy: privacy.metrics_noise bounds records, not persons",
+        ),
+        ({"privacy__metrics_noise": 0}, "privacy.metrics_noise: "),
+        ({"privacy__relation": "replace-two"}, "privacy.relation: "),
+        ({"privacy__engine": "jax"}, "privacy.engine: "),
+        ({"model__pooler": "mean"}, "model.pooler: "),
     ],
 )
 def test_refused_by_file_and_key(changes: dict[str, Any], message: str) -> None:
@@ -230,17 +260,31 @@ OTHER: dict[tuple[str, str], Any] = {
     ("strategy", "weight_cap"): 5,
     ("sites", "share"): 0.5,
     ("evaluation", "records_max"): 5,
-    ("privacy", "unit"): "person",
+    ("model", "pooler"): "identity",
+    ("privacy", "relation"): "replace-one",
+    ("privacy", "engine"): "opacus",
+    ("privacy", "metrics_noise"): 10.0,
+}
+NEEDS: dict[tuple[str, str], dict[str, Any]] = {
+    ("training", "local_epochs"): {"local_steps": None, "local_epochs": 20},
+    ("privacy", "noise_multiplier"): {"epsilon": None, "noise_multiplier": 0.8},
+}
+"""Keys that change together; None removes one."""
+NEEDS |= {
+    ("privacy", key): {"unit": "person", "nominal_persons": 500, "records_per_person": 4}
+    for key in ("unit", "nominal_persons", "records_per_person")
 }
 
 
-@pytest.mark.parametrize("path", leaves(federation().to_json()), ids=".".join)
+@pytest.mark.parametrize(
+    "path", [leaf for leaf in leaves(federation().to_json()) if len(leaf) == 2], ids=".".join
+)
 def test_the_digest_changes_with_any_value(path: tuple[str, str]) -> None:
     section, key = path
     changed = table()
-    if path == ("training", "local_epochs"):
-        changed[section] = {**changed[section], "local_epochs": 20}
-        del changed[section]["local_steps"]
+    if path in NEEDS:
+        together = changed[section] | NEEDS[path]
+        changed[section] = {k: value for k, value in together.items() if value is not None}
     elif path in OTHER:
         changed.setdefault(section, {})[key] = OTHER[path]
     else:
@@ -250,6 +294,27 @@ def test_the_digest_changes_with_any_value(path: tuple[str, str]) -> None:
     config = check_config(changed, FederationConfig, source="f.toml")
     assert config.digest != federation().digest
     assert config.to_json()[section][key] != federation().to_json()[section][key]
+
+
+def test_noised_metrics_are_counts_of_a_classification() -> None:
+    with pytest.raises(ConfigError, match=r"privacy\.metrics_noise is for classification"):
+        federation(task__kind="generation", task__labels=[], privacy__metrics_noise=1.0)
+
+
+def test_under_privacy_sites_are_evaluated_only_where_the_counts_are_noised() -> None:
+    assert federation(evaluation__every=3).evaluations_every == 0
+    assert federation(evaluation__every=3, privacy__metrics_noise=1.0).evaluations_every == 3
+    without = table(evaluation__every=3)
+    del without["privacy"]
+    assert check_config(without, FederationConfig, source="f").evaluations_every == 3
+
+
+def test_asking_for_site_privacy_changes_the_digest() -> None:
+    asked = table(strategy__weights="equal") | {
+        "site_privacy": {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
+    }
+    config = check_config(asked, FederationConfig, source="f")
+    assert config.digest != federation(strategy__weights="equal").digest
 
 
 def test_leaving_privacy_out_changes_the_digest() -> None:

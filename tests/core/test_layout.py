@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from intramural.core.errors import WireError
-from intramural.core.layout import Layout
+from intramural.core.layout import Layout, Vector, wire_bytes, written
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -124,3 +124,23 @@ def test_a_name_twice_or_a_negative_dimension_is_refused() -> None:
         Layout((("a", (1,)), ("a", (2,))))
     with pytest.raises(WireError, match="negative"):
         Layout((("a", (2, -1)),))
+
+
+def test_a_written_vector_is_read_only_and_is_sent_without_a_copy() -> None:
+    def write(vector: Vector) -> None:
+        assert vector.tolist() == [0, 0, 0]
+        vector[:] = [1, 2, 3]
+
+    vector = written(3, write)
+    assert vector.tolist() == [1, 2, 3]
+    assert not vector.flags.writeable
+    assert id(wire_bytes(vector)) == id(vector.base)
+
+
+@pytest.mark.parametrize("part", [slice(0, 2), slice(None, None, -1), slice(None)])
+def test_a_part_of_a_written_vector_is_sent_as_that_part(part: slice) -> None:
+    def write(vector: Vector) -> None:
+        vector[:] = [1, 2, 3]
+
+    seen = written(3, write)[part]
+    assert np.frombuffer(wire_bytes(seen), "<f4").tolist() == [1, 2, 3][part]

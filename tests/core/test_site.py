@@ -53,8 +53,34 @@ def test_the_designs_example_is_accepted(tmp_path: Path) -> None:
 def test_what_is_not_said_is_the_careful_choice(tmp_path: Path) -> None:
     policy = load_site(write(tmp_path, MINIMAL)).policy
     assert policy.require_privacy
-    assert policy.exchange == ("lora",)
+    assert policy.exchange == ("lora", "head")  # neither lets the encoder's weights out
     assert policy.approve == "ask"
+    assert policy.not_private_seed is None
+    assert (policy.epsilon_lifetime, policy.delta_lifetime) == (None, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("notes.csv", "notes"),
+        ("data/ICD 10 (2024).jsonl", "icd-10--2024"),
+        ("東.csv", "records"),
+    ],
+)
+def test_a_data_set_is_named_after_its_file_and_so_is_its_ledger(
+    tmp_path: Path, path: str, name: str
+) -> None:
+    site = load_site(write(tmp_path, MINIMAL.replace("notes.csv", path)))
+    assert site.data_name == name
+    assert site.ledger_file == tmp_path / f"ledger-{name}.jsonl"
+
+
+def test_name_and_ledger_of_a_data_set_can_be_given(tmp_path: Path) -> None:
+    site = load_site(write(tmp_path, MINIMAL + "name = 'all-notes'\nledger = 'kept/l.jsonl'\n"))
+    assert site.data_name == "all-notes"
+    assert site.ledger_file == tmp_path / "kept" / "l.jsonl"
+    moved = load_site(write(tmp_path, MINIMAL + "name = 'all-notes'\n"))
+    assert moved.ledger_file == tmp_path / "ledger-all-notes.jsonl"
 
 
 def test_relative_paths_are_taken_from_the_files_folder(
@@ -91,6 +117,11 @@ def test_devices(tmp_path: Path, device: str) -> None:
         ("[policy]\nepsilon_lifetime = 0", "policy.epsilon_lifetime: "),
         ("[policy]\nepsilon_lifetime = inf", "policy.epsilon_lifetime: .*finite"),
         ("[policy]\nepsilon_lifetime = true", "policy.epsilon_lifetime: "),
+        ("name = 'All notes'", "data.name: "),
+        ("[policy]\ndelta_lifetime = 0", "policy.delta_lifetime: "),
+        ("[policy]\ndelta_lifetime = 1", "policy.delta_lifetime: "),
+        ("[policy]\nnot_private_seed = -1", "policy.not_private_seed: "),
+        ("[policy]\nnot_private_seed = true", "policy.not_private_seed: "),
         ("[policy]\nexchange = ['all']", "policy.exchange.0: "),
         ("[policy]\nrecords_min = 0", "policy.records_min: "),
         ("[policy]\nrecords_min = '200'", "policy.records_min: "),

@@ -53,8 +53,11 @@ replies = st.one_of(
         round=natural,
         layout=layout,
         weight=natural,
-        loss=numbers,
-        seconds=numbers,
+        loss=st.none() | numbers,
+        seconds=st.none() | numbers,
+        ledger_entries=st.none() | natural,
+        ledger_head=st.none() | text,
+        seeded=st.booleans(),
         delta=vectors,
     ),
     st.builds(Evaluated, site=text, round=natural, split=splits, sums=sums),
@@ -98,9 +101,9 @@ def test_the_bytes_on_the_wire_are_those_documented() -> None:
     small = Layout((("w", (2,)),))
     records = encode(TrainRequest(manifest="é", round=2, layout=small.digest, vector=vector))
     header = records.config_records["intramural"]["header"]
-    body = {"manifest": "é", "round": 2, "layout": small.digest}
+    body = {"manifest": "é", "run": "", "round": 2, "layout": small.digest}
     assert header == json.dumps(
-        {"version": 1, "kind": "TrainRequest", "body": body},
+        {"version": 2, "kind": "TrainRequest", "body": body},
         sort_keys=True,
         separators=(",", ":"),
         ensure_ascii=False,

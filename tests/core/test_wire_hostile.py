@@ -47,18 +47,18 @@ class Exploit:
 
 
 def header(**changes: Any) -> str:
-    return json.dumps({"version": 1, "kind": "Refusal", "body": BODIES["Refusal"]} | changes)
+    return json.dumps({"version": 2, "kind": "Refusal", "body": BODIES["Refusal"]} | changes)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (header(version=2), "wire version 2, expected 1; install equal versions"),
+        (header(version=1), "wire version 1, expected 2; install equal versions"),
         (header(version=-1), "wire version -1, "),
         (header(version=10**4000), "wire version 1000"),
         (header(version=True), "not a whole number"),
-        (header(version=1.0), "not a whole number"),
-        (header(version="1"), "not a whole number"),
+        (header(version=2.0), "not a whole number"),
+        (header(version="2"), "not a whole number"),
         (header(version="v" * 100_000), "not a whole number"),
         (header(version=None), "not a whole number"),
         (header(kind="Goodbye"), "'Goodbye' does not belong here"),
@@ -66,7 +66,7 @@ def header(**changes: Any) -> str:
         (header(kind=["Refusal"]), "kind is not text"),
         (header(kind="_Codec"), "does not belong here"),
         (header(more=1), "lacks version, kind or body"),
-        ('{"version": 1, "kind": "Refusal"}', "lacks version, kind or body"),
+        ('{"version": 2, "kind": "Refusal"}', "lacks version, kind or body"),
         (header(body=[]), "wrong fields"),
         (header(body=None), "wrong fields"),
         ("", "not JSON"),
@@ -95,7 +95,7 @@ def test_nested_json_is_refused_at_any_depth(place: str, depth: int) -> None:
 def test_each_field_must_be_there_and_no_other(kind: str) -> None:
     for name in BODIES[kind]:
         body = {key: value for key, value in BODIES[kind].items() if key != name}
-        text = json.dumps({"version": 1, "kind": kind, "body": body})
+        text = json.dumps({"version": 2, "kind": kind, "body": body})
         refused(raw(text, vector=encode_vector(VECTOR) if kind in WITH_VECTOR else None))
     refused(good(kind, surprise=1))
     refused(good(kind, delta=[1.0]))
@@ -114,8 +114,11 @@ def test_the_other_ends_messages_are_refused(kind: str) -> None:
     [
         ("Update", "round", [True, -1, 2**63, 1.0, "1", None, [1]]),
         ("Update", "weight", [True, -1, 2**63, 5.0, "5"]),
-        ("Update", "loss", [True, "0.5", None, [0.5], 10**400]),
+        ("Update", "loss", [True, "0.5", [0.5], 10**400]),
         ("Update", "seconds", [False, "1"]),
+        ("Update", "ledger_entries", [True, -1, 2**63, 3.0, "3", [3]]),
+        ("Update", "ledger_head", [1, "x" * 2001, ["sha256:0"]]),
+        ("Update", "seeded", [0, 1, "true", None]),
         ("Update", "site", [1, None, "x" * 2001, ["a"], {"a": 1}]),
         ("Update", "layout", [1, "", "sha256:" + "0" * 64, LAYOUT.digest.upper(), None]),
         ("Evaluated", "split", ["dev", "", 1, None]),
@@ -149,7 +152,7 @@ def test_a_field_of_another_type_or_range_is_refused(
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
 def test_a_loss_that_is_not_finite_is_refused(number: str) -> None:
-    text = json.dumps({"version": 1, "kind": "Update", "body": BODIES["Update"]})
+    text = json.dumps({"version": 2, "kind": "Update", "body": BODIES["Update"]})
     text = text.replace('"loss": 0.5', f'"loss": {number}')
     refused(raw(text, vector=encode_vector(VECTOR)), "loss")
 
@@ -296,7 +299,7 @@ def test_changed_fields_give_a_message_or_a_wire_error(
     body: tuple[str, dict[str, Any], Any], vector: bool, layout: Layout | None
 ) -> None:
     kind, changes, extra = body
-    whole = {"version": 1, "kind": kind, "body": BODIES[kind] | changes}
+    whole = {"version": 2, "kind": kind, "body": BODIES[kind] | changes}
     shared = encode_vector(VECTOR) if vector else None
     message_or_wire_error(raw(json.dumps(whole), vector=shared), layout)
     whole["body"] = extra
