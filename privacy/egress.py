@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from intramural.core.errors import EgressRefused
 from intramural.core.layout import Layout
 from intramural.core.messages import Evaluated, Refusal, Reply, Update, Welcome
+from intramural.core.metrics import NOISED_SUMS
 
 SUMS = {
     "classification": frozenset({"confusion", "loss", "examples"}),
@@ -21,6 +22,8 @@ class EgressPolicy:
     """The one layout a vector may have; None: no vector may leave."""
     task: str
     payload_bytes_max: int
+    private: bool = False
+    """Under a privacy claim the noised vector leaves, and nothing else about the records."""
 
     def check(self, reply: Reply) -> Reply:
         """Return the reply if it may leave.
@@ -35,6 +38,13 @@ class EgressPolicy:
         match reply:
             case Update():
                 self._check_update(reply)
+            case Evaluated() if self.private:
+                if set(reply.sums.counts) != set(NOISED_SUMS):
+                    raise EgressRefused(
+                        item="exact evaluation sums",
+                        rule="under [privacy] only noised counts are released",
+                        remedy="Set privacy.metrics_noise, or evaluate on public records.",
+                    )
             case Evaluated():
                 if unknown := set(reply.sums.counts) - SUMS[self.task]:
                     raise EgressRefused(
@@ -53,6 +63,13 @@ class EgressPolicy:
                 item=f"a vector of layout {update.layout[:19]}",
                 rule="the approved manifest has another layout",
                 remedy="Compare the base model's digest and [exchange].",
+            )
+        said = (update.loss, update.seconds)
+        if self.private and (said != (None, None) or update.weight != 1):
+            raise EgressRefused(
+                item="a loss, a time or a record count",
+                rule="under [privacy] they are not released",
+                remedy="This is a bug of the site's package; report it.",
             )
         if update.delta.nbytes > self.payload_bytes_max:
             raise EgressRefused(

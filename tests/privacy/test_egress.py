@@ -1,5 +1,8 @@
 """Egress: what is not on the list does not leave."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,6 +15,7 @@ from intramural.privacy.egress import EgressPolicy
 LAYOUT = Layout((("weight", (2, 3)),))
 OTHER = Layout((("weight", (2, 3)), ("imprint", (1000,))))
 POLICY = EgressPolicy(layout=LAYOUT, task="classification", payload_bytes_max=24)
+PRIVATE = replace(POLICY, private=True)
 
 
 def update(layout: Layout = LAYOUT, *, size: int | None = None) -> Update:
@@ -64,3 +68,47 @@ def test_too_many_bytes_stay() -> None:
     policy = EgressPolicy(layout=LAYOUT, task="classification", payload_bytes_max=23)
     with pytest.raises(EgressRefused, match=r"24 bytes: policy\.payload_bytes_max is 23"):
         policy.check(update())
+
+
+def silent(**changes: Any) -> Update:
+    """Return an update as a private round sends it; fields named are changed."""
+    told: dict[str, Any] = {"loss": None, "seconds": None, "ledger_entries": 3, "ledger_head": "h"}
+    return replace(update(), **(told | changes))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        silent(),
+        evaluated("correct", "examples"),
+        Welcome(site="a", layout=LAYOUT.digest, base="b", version="0"),
+        Refusal(site="a", reason="data", detail="no"),
+    ],
+)
+def test_under_privacy_the_noised_vector_and_noised_counts_leave(reply: Reply) -> None:
+    assert PRIVATE.check(reply) is reply
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (silent(loss=0.5), "a loss, a time or a record count"),
+        (silent(loss=0.0), "a loss, a time or a record count"),
+        (silent(seconds=1.0), "a loss, a time or a record count"),
+        (silent(weight=36), "a loss, a time or a record count"),
+        (silent(layout=OTHER.digest), "another layout"),
+        (silent(delta=np.zeros(7, dtype=np.float32)), "another layout"),
+        (evaluated("confusion", "loss", "examples"), "exact evaluation sums"),
+        (evaluated("correct", "examples", "loss"), "exact evaluation sums"),
+        (evaluated("examples"), "exact evaluation sums"),
+        (evaluated(), "exact evaluation sums"),
+    ],
+)
+def test_under_privacy_nothing_else_of_the_records_leaves(reply: Reply, words: str) -> None:
+    with pytest.raises(EgressRefused, match=words):
+        PRIVATE.check(reply)
+
+
+def test_noised_counts_are_not_on_the_list_where_nothing_is_claimed() -> None:
+    with pytest.raises(EgressRefused, match=r"sums \['correct'\]"):
+        POLICY.check(evaluated("correct", "examples"))

@@ -1,0 +1,234 @@
+"""Charges: what was taken from a data set's privacy, and what they cost together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from intramural.privacy.accountant import ACCOUNTANT, Accountant, Event, Relation
+
+Unit = Literal["record", "person"]
+
+Groups = dict[tuple[float, float], int]
+"""Steps by (sample rate, noise multiplier)."""
+
+Whole = Annotated[int, Field(ge=1)]
+Above0 = Annotated[float, Field(gt=0)]
+
+
+class Charge(BaseModel):
+    """One debit: steps that a site is about to take on a data set. A ledger's line holds it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    run: str
+    """The federation's name."""
+    run_id: str = ""
+    """Tells the run from others of the same manifest."""
+    manifest: str
+    """Digest of the federation's canonical form."""
+    round: Whole
+    attempt: Whole
+    """1 for a round's first charge, 2 for the next, after a crash or a lost reply."""
+    purpose: Literal["train", "metrics"]
+    """What is released: a trained update, or evaluation counts."""
+    sample_rate: Annotated[float, Field(gt=0, le=1)]
+    """Probability with which a step draws each unit; 1: every unit is always used."""
+    noise_multiplier: Above0
+    """Noise's standard deviation / clip_norm."""
+    steps: Whole
+    """Steps about to be taken; charged in full even if fewer are."""
+    clip_norm: Above0
+    """L2 bound of what one unit adds to a step's sum."""
+    unit: Unit
+    relation: Relation
+    """Neighbouring relation of the claim that the charge was planned for."""
+    records_per_person: Whole | None = None
+    """unit = 'person': most records of a person that are used."""
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    """The federation's delta; the data set's lifetime epsilon is read at the site's own."""
+    sampler: Literal["poisson"]
+    random: str
+    """Kind of generator, as `SecureRandom.kind`."""
+    is_private: bool
+    """False: sampling and noise came from a test's seed, and nothing is claimed."""
+    engine: str
+    accountant: str
+    """The accountant the plan was made with; epsilon is recomputed, not read from here."""
+    version: str
+    """Of this package."""
+
+    @model_validator(mode="after")
+    def _has_a_bound_if_of_persons(self) -> "Charge":
+        if (self.unit == "person") != (self.records_per_person is not None):
+            raise ValueError("unit = 'person' and records_per_person go together")
+        return self
+
+
+class Composition(Protocol):
+    """What is asked of an accountant."""
+
+    def add(self, event: Event) -> None:
+        """Count an event as spent."""
+        ...
+
+    def epsilon(self, delta: float) -> float:
+        """Return epsilon at `delta` of what was added."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a data set's charges cost together, with all that gives the number its meaning."""
+
+    charges: int
+    runs: int
+    """Different runs charged."""
+    epsilon: float
+    """Of `unit` under `relation`, at `delta`; rests on a seed where `is_private` is False."""
+    delta: float
+    unit: Unit
+    """Whom the claim is about: 'person' only if every charge bounded persons."""
+    relation: Relation
+    """What neighbouring data sets differ in; 'replace-one' where charges differ in it."""
+    sampler: str
+    accountant: str
+    epsilon_record: float
+    """Epsilon of one record."""
+    record_relation: Relation
+    epsilon_person: float | None
+    """Epsilon of one person; None: some charge bounded records only, and nothing is claimed."""
+    is_private: bool
+    claim: str
+    """One sentence, or why there is none."""
+
+
+class Spending:
+    """All charges of one data set, composed.
+
+    Units and relations may differ between charges; the rule is the simplest that is sound:
+
+    | charges                   | a person                | a record                |
+    |---------------------------|-------------------------|-------------------------|
+    | all record, one relation  | no claim                | all, that relation      |
+    | all record, relations mix | no claim                | all, replace-one        |
+    | all person, one relation  | all, that relation      | all, replace-one        |
+    | all person, relations mix | all, replace-one        | all, replace-one        |
+    | units mix                 | no claim                | all, replace-one        |
+
+    A record that comes or goes changes its person's clipped vector but does not remove it: for a
+    person's mechanism that is a replacement. And replace-one covers add-remove, since a replaced
+    unit's vector may be zero. So the right column holds, and adding a charge of any kind never
+    lowers the epsilon told.
+
+    Guarantees:
+        `epsilon` is that of every charge together, for the `unit` and `relation` told with it.
+        Void for charges whose steps were not taken as they say, see `Accountant`.
+    """
+
+    def __init__(self, accountant: Callable[[Relation], Composition] = Accountant) -> None:
+        """Start with nothing spent."""
+        self._new = accountant
+        self._charges: list[Charge] = []
+        self._answers: dict[tuple[Relation, float], tuple[Groups, float]] = {}
+
+    @property
+    def charges(self) -> tuple[Charge, ...]:
+        """Every charge, in order."""
+        return tuple(self._charges)
+
+    def add(self, charge: Charge) -> None:
+        """Count a charge as spent."""
+        self._charges.append(charge)
+
+    def epsilon(self, delta: float, *, after: Sequence[Charge] = ()) -> float:
+        """Return epsilon at `delta` of all charges, and of `after` on top of them.
+
+        It is that of a person if every charge bounded persons, else that of a record.
+        """
+        if not self._charges and not after:
+            return 0.0
+        unit = unit_of([*self._charges, *after])
+        return self._epsilon(unit, delta, after)
+
+    def spent(self, delta: float) -> Spent:
+        """Return what was spent, with what it means."""
+        charges = self._charges
+        unit = unit_of(charges)
+        relation, record_relation = relation_of(charges, unit), relation_of(charges, "record")
+        epsilon = self.epsilon(delta)
+        is_private = all(charge.is_private for charge in charges)
+        return Spent(
+            charges=len(charges),
+            runs=len({(charge.manifest, charge.run_id) for charge in charges}),
+            epsilon=epsilon,
+            delta=delta,
+            unit=unit,
+            relation=relation,
+            sampler="poisson",
+            accountant=ACCOUNTANT,
+            epsilon_record=self._epsilon("record", delta),
+            record_relation=record_relation,
+            epsilon_person=epsilon if unit == "person" else None,
+            is_private=is_private,
+            claim=claim_of(charges, epsilon, delta),
+        )
+
+    def _epsilon(self, unit: Unit, delta: float, after: Sequence[Charge] = ()) -> float:
+        charges = [*self._charges, *after]
+        relation = relation_of(charges, unit)
+        groups: Groups = {}
+        for charge in charges:  # a composition does not depend on its order
+            mechanism = (charge.sample_rate, charge.noise_multiplier)
+            groups[mechanism] = groups.get(mechanism, 0) + charge.steps
+        known = self._answers.get((relation, delta))
+        if known is not None and known[0] == groups:  # what was foreseen was then charged
+            return known[1]
+        accountant = self._new(relation)
+        for (rate, noise), steps in groups.items():
+            accountant.add(Event(sample_rate=rate, noise_multiplier=noise, steps=steps))
+        epsilon = accountant.epsilon(delta)
+        self._answers[relation, delta] = (groups, epsilon)
+        return epsilon
+
+
+def unit_of(charges: Sequence[Charge]) -> Unit:
+    """Return whom a claim about all the charges can be about."""
+    return "person" if charges and all(c.unit == "person" for c in charges) else "record"
+
+
+def relation_of(charges: Sequence[Charge], unit: Unit) -> Relation:
+    """Return the relation under which all the charges are composed for a unit."""
+    kinds = {(charge.unit, charge.relation) for charge in charges}
+    if len(kinds) == 1:
+        ((charged, relation),) = kinds
+        if charged == unit:
+            return relation
+    return "replace-one" if kinds else "add-remove"
+
+
+def claim_of(charges: Sequence[Charge], epsilon: float, delta: float) -> str:
+    """Return what the charges let a site claim, in one sentence."""
+    if not charges:
+        return "nothing was charged"
+    if not all(charge.is_private for charge in charges):
+        return "none: seeded randomness"
+    unit = unit_of(charges)
+    relation = relation_of(charges, unit)
+    change = "added or removed" if relation == "add-remove" else "replaced"
+    claim = (
+        f"({told(epsilon)}, {delta:g})-differential privacy for one {unit} {change}; "
+        f"Poisson sampling; {ACCOUNTANT}"
+    )
+    if len({charge.unit for charge in charges}) > 1:
+        claim += "; no claim for persons: some charges bound records only"
+    if len({charge.relation for charge in charges}) > 1:
+        claim += "; charges of both relations, composed as replace-one"
+    return claim
+
+
+def told(epsilon: float) -> str:
+    """Return epsilon for people: four decimals, rounded up, so that no print under-reports."""
+    rounded = f"{epsilon:.4f}"
+    return rounded if float(rounded) >= epsilon - 1e-9 else f"{epsilon + 1e-4:.4f}"

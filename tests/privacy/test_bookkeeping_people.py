@@ -1,0 +1,23 @@
+"""Where the unit is a person, the book-keeping engine equals the per-person loop."""
+
+import pytest
+import torch
+
+from intramural.privacy import records
+from tests.privacy.zoo import EXACT, MODELS, PEFT_ASKS, ROUNDED, agree
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings(PEFT_ASKS)
+
+
+PEOPLE = [[0], [1, 2, 3], [4, 5], [6], [7, 8]]
+
+
+@pytest.mark.parametrize("share", [0, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_persons_rows_are_clipped_as_one(
+    name: str, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, kind = MODELS[name]
+    monkeypatch.setattr(records, "DENSE_SHARE", share)
+    assert agree(make, kind, units=PEOPLE) < (EXACT if share else ROUNDED)
