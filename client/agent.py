@@ -4,12 +4,13 @@ import logging
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from intramural.client.policy import check_manifest, check_records
 from intramural.client.refusals import refusal_of
-from intramural.core.errors import Refused
+from intramural.core.errors import DataRefused, Refused
 from intramural.core.federation import FederationConfig
 from intramural.core.layout import Layout
 from intramural.core.messages import (
@@ -23,6 +24,7 @@ from intramural.core.messages import (
     Update,
     Welcome,
 )
+from intramural.core.metrics import Sums
 from intramural.core.site import SiteConfig
 from intramural.data.readers import read_records
 from intramural.data.records import Columns, Record
@@ -31,6 +33,9 @@ from intramural.models.resident import Resident, resident_model
 from intramural.models.tasks import Tokens
 from intramural.models.training import RoundPlan, evaluate, train_round, use_threads
 from intramural.privacy.egress import EgressPolicy
+
+if TYPE_CHECKING:
+    from intramural.client.guard import Guard
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +48,7 @@ class SiteAgent:
         self.site = site
         self.federation = federation
         self.name = site.site.name
+        self._guard: Guard | None = None
         self._splits: Splits | None = None
         self._tokens: dict[Split, Tokens] = {}
 
@@ -63,14 +69,15 @@ class SiteAgent:
             reply: Reply
             match request:
                 case Hello():
-                    reply = self._welcome()
+                    reply = self._welcome(request)
                 case TrainRequest():
                     reply = self._train(request)
                 case EvaluateRequest():
                     reply = self._evaluate(request)
             return self._egress(reply).check(reply)
         except Exception as error:  # noqa: BLE001 (whatever happens, the coordinator gets an answer)
-            return refusal_of(error, site=self.name)
+            private = self.federation.privacy is not None
+            return refusal_of(error, site=self.name, private=private)
 
     def _check_request(self, request: Request) -> None:
         if request.manifest != self.federation.digest:
@@ -86,10 +93,14 @@ class SiteAgent:
             layout=self.layout if isinstance(reply, Update) else None,
             task=self.federation.task.kind,
             payload_bytes_max=self.site.policy.payload_bytes_max,
+            private=self.federation.privacy is not None,
         )
 
-    def _welcome(self) -> Welcome:
-        check_records(self.site.policy, len(self.splits().train))  # now, not in the first round
+    def _welcome(self, request: Hello) -> Welcome:
+        if self.federation.privacy is not None:
+            self._guarded().admit(request.run)  # and no record is read: a greeting is not charged
+        else:
+            check_records(self.site.policy, len(self.splits().train))  # now, not in round 1
         resident = self._resident()
         return Welcome(
             site=self.name,
@@ -99,19 +110,15 @@ class SiteAgent:
         )
 
     def _train(self, request: TrainRequest) -> Update:
+        if self.federation.privacy is not None:
+            return self._train_privately(request)
         tokens = self._tokens_of("train")
         check_records(self.site.policy, len(tokens))
         resident = self._resident()
         exchange = resident.loaded.exchange
-        plan = RoundPlan.of(
-            self.federation,
-            round=request.round,
-            site=self.name,
-            micro_batch=self.site.compute.micro_batch,
-        )
         started = time.perf_counter()
         exchange.write(request.vector)
-        loss = train_round(resident.loaded, resident.task, tokens, plan)
+        loss = train_round(resident.loaded, resident.task, tokens, self._plan(request))
         delta = exchange.read()
         np.subtract(delta, request.vector, out=delta)
         return Update(
@@ -124,18 +131,79 @@ class SiteAgent:
             delta=delta,
         )
 
+    def _plan(self, request: TrainRequest) -> RoundPlan:
+        return RoundPlan.of(
+            self.federation,
+            round=request.round,
+            site=self.name,
+            micro_batch=self.site.compute.micro_batch,
+        )
+
+    def _train_privately(self, request: TrainRequest) -> Update:
+        """Train under [privacy]: the ledger first, then the records; nothing but the vector out.
+
+        Guarantees:
+            The round's cost is on disk before a record is read or noise is drawn. The reply's
+            weight is 1, and it has no loss and no time: each would tell of the records.
+        """
+        from intramural.models.private_training import PrivateRound, train_privately  # see below
+
+        guard = self._guarded()
+        with guard.charged(request.round, run=request.run):
+            tokens = self._tokens_of("train")
+            check_records(self.site.policy, len(tokens))
+            resident = self._resident()
+            exchange = resident.loaded.exchange
+            exchange.write(request.vector)
+            private = PrivateRound(
+                plan=guard.plan,
+                units=guard.units(self.records_of("train")),
+                random=guard.random(request.round),
+                dropout_seed=guard.random(request.round, use="dropout").seed63(),
+            )
+            train_privately(resident.loaded, resident.task, tokens, self._plan(request), private)
+            delta = exchange.read()
+            np.subtract(delta, request.vector, out=delta)
+        return Update(
+            site=self.name,
+            round=request.round,
+            layout=exchange.layout.digest,
+            weight=1,
+            loss=None,
+            seconds=None,
+            ledger_entries=len(guard.ledger),
+            ledger_head=guard.ledger.head,
+            seeded=not guard.is_private,
+            delta=delta,
+        )
+
+    def _guarded(self) -> "Guard":
+        if self._guard is None:
+            # here: accounting and Opacus take seconds to load, which only [privacy] needs
+            from intramural.client.guard import Guard
+
+            self._guard = Guard(self.site, self.federation)
+        return self._guard
+
     def _evaluate(self, request: EvaluateRequest) -> Evaluated:
+        if self.federation.privacy is None:
+            sums = self._sums(request)
+        else:
+            with self._guarded().charged_metrics(request.round, run=request.run) as noised:
+                sums = noised(self._sums(request))
+        return Evaluated(site=self.name, round=request.round, split=request.split, sums=sums)
+
+    def _sums(self, request: EvaluateRequest) -> Sums:
         tokens = self._tokens_of(request.split)
         resident = self._resident()
         resident.loaded.exchange.write(request.vector)
-        sums = evaluate(
+        return evaluate(
             resident.loaded,
             resident.task,
             tokens,
             batch_size=self.federation.evaluation.batch_size,
             training=self.federation.training,
         )
-        return Evaluated(site=self.name, round=request.round, split=request.split, sums=sums)
 
     def _resident(self) -> Resident:
         return resident_model(
@@ -171,6 +239,6 @@ class SiteAgent:
         if split not in self._tokens:
             records = self.records_of(split)
             if not records:
-                raise Refused(f"the site's {split} split is empty")
+                raise DataRefused(f"the site's {split} split is empty")
             self._tokens[split] = self._resident().task.tokenise(records)
         return self._tokens[split]

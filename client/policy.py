@@ -1,6 +1,6 @@
 """Policy: what a site's own limits say of a federation. They win, and only tighten."""
 
-from intramural.core.errors import Refused
+from intramural.core.errors import DataRefused, Refused
 from intramural.core.federation import FederationConfig
 from intramural.core.site import SitePolicy
 
@@ -16,11 +16,6 @@ def check_manifest(policy: SitePolicy, federation: FederationConfig) -> None:
             "policy.require_privacy is true and the federation has no [privacy]; "
             "add it to federation.toml, or set require_privacy = false in site.toml"
         )
-    if federation.privacy is not None:
-        raise Refused(
-            "the federation asks for [privacy], which this version cannot train with yet; "
-            "remove the section (then no privacy is claimed) or install a later version"
-        )
     if federation.exchange.kind not in policy.exchange:
         raise Refused(
             f"policy.exchange allows {list(policy.exchange)}, the federation exchanges "
@@ -31,4 +26,4 @@ def check_manifest(policy: SitePolicy, federation: FederationConfig) -> None:
 def check_records(policy: SitePolicy, count: int) -> None:
     """Refuse to train on fewer records than the site allows; the count is not told."""
     if count < policy.records_min:
-        raise Refused("the site holds fewer training records than its policy.records_min")
+        raise DataRefused("the site holds fewer training records than its policy.records_min")

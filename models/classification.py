@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from intramural.core.metrics import Sums, fixed_point
+from intramural.models.head import FrozenBody
 from intramural.models.tasks import Batch, PairLike, Tokens, pad_inputs
 
 
@@ -17,10 +18,20 @@ class Classification:
 
     kind = "classification"
 
-    def __init__(self, tokenizer: Any, labels: Sequence[str], *, length_max: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        labels: Sequence[str],
+        *,
+        length_max: int,
+        body: FrozenBody | None = None,
+    ) -> None:
+        """Take the tokenizer and the labels; with a frozen body, batches are its features."""
         self.labels = tuple(labels)
         self._tokenizer = tokenizer
         self._length_max = length_max
+        self._body = body
+        self.padded = body is None
 
     def tokenise(self, records: Sequence[PairLike]) -> Tokens:
         """Return the texts as token ids, cut at the longest length, and labels as classes."""
@@ -36,7 +47,10 @@ class Classification:
 
     def pad(self, tokens: Tokens, indices: Sequence[int]) -> Batch:
         """Return one batch; `targets` has shape `(batch,)`."""
-        batch = pad_inputs(tokens, indices, filler=self._tokenizer.pad_token_id)
+        if self._body is not None:
+            batch = {"features": self._body.features(tokens, indices)}
+        else:
+            batch = pad_inputs(tokens, indices, filler=self._tokenizer.pad_token_id)
         batch["targets"] = torch.tensor([int(tokens.targets[i][0]) for i in indices])
         return batch
 
@@ -61,6 +75,8 @@ class Classification:
         )
 
     def _logits(self, model: Any, batch: Batch) -> Tensor:
+        if self._body is not None:
+            return self._body.logits(batch["features"]).float()
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         logits: Tensor = output.logits
         return logits.float()

@@ -16,6 +16,7 @@ class Generation:
     """Next-token loss on the response only; an example's loss is the mean over its own tokens."""
 
     kind = "generation"
+    padded = True
 
     def __init__(self, tokenizer: Any, *, instruction: str, length_max: int) -> None:
         self._tokenizer = tokenizer

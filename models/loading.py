@@ -15,6 +15,7 @@ from intramural.core.federation import FederationConfig
 from intramural.core.seeds import derive_seed
 from intramural.models.base import Base, quiet_transformers
 from intramural.models.exchange import Exchange
+from intramural.models.head import train_head_alone
 
 COUPLING = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)
 """Layers whose output for one record depends on the other records of the batch."""
@@ -64,11 +65,15 @@ def load_model(federation: FederationConfig, base: Base, *, device: str = "auto"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(federation.federation.seed, "model"))
         model, tokenizer, invented = _load_base(federation, base)
+        if federation.model.pooler == "identity":
+            _reset_pooler(model, base)
         if any(isinstance(module, COUPLING) for module in model.modules()):
             raise ModelError(f"model {base.name!r} has batch normalisation; use another base")
         with _old_names():
             if federation.exchange.kind == "lora":
                 model = _add_adapter(model, federation, invented)
+            elif federation.exchange.kind == "head":
+                train_head_alone(model, _trained_whole(model, federation, invented))
             if federation.training.gradient_checkpointing:
                 model.gradient_checkpointing_enable()
                 model.enable_input_require_grads()  # else a frozen embedding cuts the graph
@@ -114,24 +119,23 @@ def _load_base(federation: FederationConfig, base: Base) -> tuple[Any, Any, list
     return model, tokenizer, sorted(found["missing_keys"])
 
 
+def _reset_pooler(model: Any, base: Base) -> None:
+    """Set the pooler's matrix to the identity, a public start that any site can make."""
+    dense = getattr(getattr(model.base_model, "pooler", None), "dense", None)
+    if dense is None:
+        raise ModelError(f"model.pooler: {base.name!r} has no pooler; leave the key out")
+    with torch.no_grad():
+        dense.weight.copy_(torch.eye(len(dense.weight)))
+        dense.bias.zero_()
+
+
 def _add_adapter(model: Any, federation: FederationConfig, invented: list[str]) -> Any:
     """Freeze the base and add LoRA; what the base lacks is trained whole, so that it travels."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     exchange = federation.exchange
-    whole = exchange.trained_modules
-    if whole is None:
-        whole = tuple(sorted({name.rpartition(".")[0] for name in invented}))
-    missing = [m for m in whole if not _ends_with(model, m)]
-    missing += [m for m in exchange.target_modules if not _ends_with(model, m)]
-    if missing:
-        linear = {
-            n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)
-        }
-        raise ModelError(
-            f"exchange: no module of {federation.model.base!r} ends with {missing}; "
-            f"its linear layers are {sorted(linear)}"
-        )
+    whole = _trained_whole(model, federation, invented)
+    _require(model, federation, exchange.target_modules)
     kinds = {"classification": TaskType.SEQ_CLS, "generation": TaskType.CAUSAL_LM}
     settings = LoraConfig(
         task_type=kinds[federation.task.kind],
@@ -142,6 +146,29 @@ def _add_adapter(model: Any, federation: FederationConfig, invented: list[str]) 
         modules_to_save=list(whole) or None,
     )
     return get_peft_model(model, settings)
+
+
+def _trained_whole(
+    model: Any, federation: FederationConfig, invented: list[str]
+) -> tuple[str, ...]:
+    """Return the ends of the names of modules trained whole: those named, or the invented ones."""
+    whole = federation.exchange.trained_modules
+    if whole is None:
+        whole = tuple(sorted({name.rpartition(".")[0] for name in invented}))
+    _require(model, federation, whole)
+    return whole
+
+
+def _require(model: Any, federation: FederationConfig, ends: tuple[str, ...]) -> None:
+    missing = [end for end in ends if not _ends_with(model, end)]
+    if missing:
+        linear = {
+            n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)
+        }
+        raise ModelError(
+            f"exchange: no module of {federation.model.base!r} ends with {missing}; "
+            f"its linear layers are {sorted(linear)}"
+        )
 
 
 def _ends_with(model: nn.Module, end: str) -> bool:

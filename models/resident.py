@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from torch import Tensor
 
 from intramural.core.canonical import digest_json
 from intramural.core.federation import FederationConfig
 from intramural.models.base import Base, resolve_base
 from intramural.models.classification import Classification
 from intramural.models.generation import Generation
+from intramural.models.head import FrozenBody
 from intramural.models.loading import Loaded, load_model
 from intramural.models.tasks import Task
 
@@ -23,6 +25,8 @@ class Resident:
 
 
 _resident: dict[str, Resident] = {}
+_features: dict[str, dict[bytes, Tensor]] = {}
+"""Features of texts, by frozen encoder: a base model rebuilt says the same of them."""
 
 
 def resident_model(
@@ -47,16 +51,24 @@ def resident_model(
     if fresh or key not in _resident:
         _resident.clear()  # the old model's memory is needed for the new one
         loaded = load_model(federation, base, device=device)
-        task = make_task(federation, loaded.tokenizer)
+        task = make_task(federation, loaded, base=base)
         _resident[key] = Resident(base=base, loaded=loaded, task=task)
     return _resident[key]
 
 
-def make_task(federation: FederationConfig, tokenizer: Any) -> Task:
+def make_task(federation: FederationConfig, loaded: Loaded, *, base: Base) -> Task:
     """Return the federation's task."""
-    length_max = federation.model.max_length
+    length_max, tokenizer = federation.model.max_length, loaded.tokenizer
     if federation.task.kind == "classification":
-        return Classification(tokenizer, federation.task.labels, length_max=length_max)
+        body = None
+        if federation.exchange.kind == "head":
+            body = FrozenBody(
+                loaded.model,
+                filler=tokenizer.pad_token_id,
+                device=loaded.device,
+                seen=_features.setdefault(f"{base.digest} {loaded.device}", {}),
+            )
+        return Classification(tokenizer, federation.task.labels, length_max=length_max, body=body)
     return Generation(tokenizer, instruction=federation.task.instruction, length_max=length_max)
 
 

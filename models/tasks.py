@@ -47,13 +47,16 @@ class Tokens:
 
 
 Batch = dict[str, Tensor]
-"""`input_ids` and `attention_mask` of shape (batch, longest), and `targets`."""
+"""`input_ids` and `attention_mask` of shape (batch, longest), or `features` of shape
+(batch, hidden) where the encoder is frozen; and `targets`."""
 
 
 class Task(Protocol):
     """One kind of learning. Losses are per example: privacy needs them apart."""
 
     kind: str
+    padded: bool
+    """Rows of a batch are padded to one length; False: they all have it."""
 
     def tokenise(self, records: Sequence[PairLike]) -> Tokens:
         """Return the records as tokens."""

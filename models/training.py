@@ -1,5 +1,6 @@
 """The local training loop: a round's steps on one site's records, and evaluation."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -114,6 +115,8 @@ def _accumulate(
     """Add the batch's mean gradient, micro-batch by micro-batch; return the mean loss."""
     total = torch.zeros((), device=loaded.device)
     waste_max = PADDING_MAX.get(loaded.device.type, PADDING_MAX_ELSEWHERE)
+    if not task.padded:
+        waste_max = sys.maxsize
     for rows in micro_batches(tokens, batch, rows_max=plan.micro_batch, waste_max=waste_max):
         part = to_device(task.pad(tokens, rows), loaded.device)
         with precision(plan.training, loaded.device):

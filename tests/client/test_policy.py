@@ -25,6 +25,8 @@ def policy(**keys: object) -> SitePolicy:
 
 def test_a_federation_within_the_limits_passes() -> None:
     check_manifest(policy(require_privacy=False), made())
+    check_manifest(policy(), made(privacy=PRIVACY))
+    check_manifest(policy(), made(privacy=PRIVACY, exchange={"kind": "head"}))
     check_manifest(
         policy(require_privacy=False, exchange=["lora", "full"]), made(exchange={"kind": "full"})
     )
@@ -34,12 +36,10 @@ def test_a_federation_within_the_limits_passes() -> None:
     ("limits", "config", "words"),
     [
         (policy(), made(), r"policy\.require_privacy is true and the federation has no"),
-        (policy(), made(privacy=PRIVACY), "this version cannot train with yet"),
-        (policy(require_privacy=False), made(privacy=PRIVACY), "cannot train with yet"),
         (
             policy(require_privacy=False),
             made(exchange={"kind": "full"}),
-            r"policy\.exchange allows \['lora'\], the federation exchanges 'full'",
+            r"policy\.exchange allows \['lora', 'head'\], the federation exchanges 'full'",
         ),
     ],
 )

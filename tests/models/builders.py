@@ -60,8 +60,9 @@ class Bench:
 
 def bench(config: FederationConfig, records: Sequence[Pair]) -> Bench:
     """Build a federation's model on the processor."""
-    loaded = load_model(config, resolve_base(config.model.base), device="cpu")
-    task = make_task(config, loaded.tokenizer)
+    base = resolve_base(config.model.base)
+    loaded = load_model(config, base, device="cpu")
+    task = make_task(config, loaded, base=base)
     return Bench(config=config, loaded=loaded, task=task, tokens=task.tokenise(records))
 
 

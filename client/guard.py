@@ -1,0 +1,220 @@
+"""Guard: a site's privacy in one federation. It holds plan, ledger and randomness, and charges."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intramural.core.errors import Refused
+from intramural.core.federation import FederationConfig
+from intramural.core.metrics import Sums
+from intramural.core.site import SiteConfig
+from intramural.data.records import Record
+from intramural.privacy.accountant import ACCOUNTANT
+from intramural.privacy.ledger import Charge, Ledger, Outcome
+from intramural.privacy.metrics import noised_counts
+from intramural.privacy.plan import PrivacyPlan, evaluations
+from intramural.privacy.random import SecureRandom
+from intramural.privacy.sampler import persons_of
+
+log = logging.getLogger(__name__)
+
+FAR_ABOVE = 2.0
+"""Nominal over real count above which the site is warned: it adds noise for records it lacks."""
+
+
+class Guard:
+    """Charges a site's ledger before its records are used, and hands out the randomness.
+
+    Guarantees:
+        The body of `charged` runs only once the ledger on disk holds the cost; what was charged is
+        never refunded, so that a crash counts too much and never too little. One run is
+        charged at most policy.retries_max times beyond its plan.
+    """
+
+    def __init__(self, site: SiteConfig, federation: FederationConfig) -> None:
+        """Make the plan and open the data set's ledger; no record is read.
+
+        Raises:
+            ConfigError: The plan is impossible.
+            Refused: The splits would let one record move others.
+            LedgerError: The ledger is broken, or another data set's.
+        """
+        assert federation.privacy is not None
+        self.plan = PrivacyPlan.of(federation)
+        self._site = site
+        self._federation = federation
+        self._delta = federation.privacy.delta
+        self._warned = False
+        if site.data.person is not None and site.data.group is not None:
+            raise Refused(
+                "under [privacy] one record that joins two groups would move others between the "
+                "splits; name data.person or data.group in site.toml, not both"
+            )
+        self.ledger = Ledger(site.ledger_file, site=site.site.name, data=site.data_name)
+
+    def admit(self, run: str) -> None:
+        """Refuse a run whose whole cost the lifetime budget cannot bear; charges nothing.
+
+        Asked before the records are opened.
+
+        Raises:
+            BudgetExhausted: It cannot.
+        """
+        self.ledger.foresee(
+            [
+                *(self._charge(round_, run=run) for round_ in self._rounds_left(run)),
+                *self._evaluations_left(run),
+            ],
+            epsilon_lifetime=self._site.policy.epsilon_lifetime,
+            delta=self._site.policy.delta_lifetime,
+        )
+
+    def _rounds_left(self, run: str) -> range:
+        """Return the rounds this run has not charged yet."""
+        charged = {charge.round for charge in self._own(run) if charge.purpose == "train"}
+        return range(max(charged, default=0) + 1, self.plan.rounds + 1)
+
+    def _evaluations_left(self, run: str) -> list[Charge]:
+        """Return a charge for each planned evaluation that this run has not charged yet."""
+        plan = self.plan
+        if plan.metrics_event() is None:
+            return []
+        charged = sum(charge.purpose == "metrics" for charge in self._own(run))
+        left = max(0, self._evaluations() - charged)
+        return [self._charge(plan.rounds, run=run, purpose="metrics")] * left
+
+    def _evaluations(self) -> int:
+        """Return how often the plan has this site evaluated."""
+        return evaluations(self.plan.rounds, self.plan.evaluate_every, self.plan.rounds)
+
+    @contextmanager
+    def charged(self, round_: int, *, run: str) -> Iterator[None]:
+        """Charge one round of training, then let it happen, then note how it ended.
+
+        Raises:
+            BudgetExhausted: The lifetime budget does not cover it; nothing was written.
+            Refused: The manifest has no such round, or it was tried too often.
+            LedgerError: The ledger cannot be written.
+        """
+        if not 1 <= round_ <= self.plan.rounds:
+            raise Refused(f"round {round_} is not one of the manifest's {self.plan.rounds}")
+        with self._settled(self._charge(round_, run=run)):
+            yield
+
+    @contextmanager
+    def charged_metrics(self, round_: int, *, run: str) -> Iterator[Callable[[Sums], Sums]]:
+        """Charge one evaluation, as `charged`; yields what makes the counts that may leave."""
+        noise = self.plan.metrics_noise
+        if noise is None:
+            raise Refused(
+                "under [privacy] a site sends no metrics; set privacy.metrics_noise, or evaluate "
+                "on public records"
+            )
+        random = self.random(round_, use="metrics")
+        with self._settled(self._charge(round_, run=run, purpose="metrics")):
+            yield partial(noised_counts, noise_multiplier=noise, random=random)
+
+    @contextmanager
+    def _settled(self, charge: Charge) -> Iterator[None]:
+        """Charge before the body runs, and settle after it, however it ends."""
+        own = [c for c in self._own(charge.run_id) if c.purpose == charge.purpose]
+        planned = self.plan.rounds if charge.purpose == "train" else self._evaluations()
+        if len(own) >= planned + self._site.policy.retries_max:
+            raise Refused(
+                f"this run was charged {len(own)} times, of {planned} planned and "
+                "policy.retries_max more; raise it in site.toml to let the run go on"
+            )
+        place = self.ledger.charge(
+            charge,
+            epsilon_lifetime=self._site.policy.epsilon_lifetime,
+            delta=self._site.policy.delta_lifetime,
+        )
+        outcome: Outcome = "failed"
+        try:
+            yield
+            outcome = "done"
+        finally:
+            self.ledger.settle(place, outcome=outcome)
+
+    def _own(self, run: str) -> list[Charge]:
+        """Return one run's charges so far."""
+        own = (self._federation.digest, run)
+        return [c for c in self.ledger.charges if (c.manifest, c.run_id) == own]
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nothing is drawn from a test's seed."""
+        return self._site.policy.not_private_seed is None
+
+    def _charge(
+        self, round_: int, *, run: str, purpose: Literal["train", "metrics"] = "train"
+    ) -> Charge:
+        plan = self.plan
+        event = plan.event() if purpose == "train" else plan.metrics_event()
+        assert event is not None
+        same = [c for c in self._own(run) if (c.round, c.purpose) == (round_, purpose)]
+        random = self.random(round_)
+        return Charge(
+            run=self._federation.federation.name,
+            manifest=self._federation.digest,
+            run_id=run,
+            round=max(round_, 1),
+            attempt=len(same) + 1,
+            purpose=purpose,
+            sample_rate=event.sample_rate,
+            noise_multiplier=event.noise_multiplier,
+            steps=event.steps,
+            clip_norm=plan.clip_norm,
+            unit=plan.unit,
+            relation=plan.relation,
+            records_per_person=plan.records_per_person,
+            delta=self._delta,
+            sampler="poisson",
+            random=random.kind,
+            is_private=random.is_private,
+            engine=plan.engine,
+            accountant=ACCOUNTANT,
+            version=version("intramural"),
+        )
+
+    def random(self, round_: int, *, use: str = "private-round") -> SecureRandom:
+        """Return the generator of a round's draws and noise: secret, or a test's seeded one."""
+        seed = self._site.policy.not_private_seed
+        if seed is None:
+            return SecureRandom.secret()
+        return SecureRandom.seeded(seed, use, round_, self._site.site.name)
+
+    def units(self, records: Sequence[Record]) -> list[NDArray[np.int64]]:
+        """Return each unit's rows: a record each, or a person's, bounded.
+
+        Raises:
+            Refused: The unit is a person and site.toml names no column of persons.
+        """
+        plan = self.plan
+        self._warn(len(records))
+        if plan.unit == "record":
+            return [np.array([row]) for row in range(len(records))]
+        persons = [record.person for record in records]
+        if None in persons:
+            raise Refused("privacy.unit is 'person'; name data.person in site.toml, for every row")
+        assert plan.records_per_person is not None
+        return persons_of([str(p) for p in persons], records_per_person=plan.records_per_person)
+
+    def _warn(self, count: int) -> None:
+        """Tell the site, and nobody else, that the public count does not suit it."""
+        assert self._federation.privacy is not None
+        nominal = self._federation.privacy.nominal_records
+        if nominal > FAR_ABOVE * count and not self._warned:
+            self._warned = True
+            log.warning(
+                "%s: privacy.nominal_records = %d is far above this site's count: the privacy "
+                "holds, the model learns less from here than it could",
+                self._site.site.name,
+                nominal,
+            )
