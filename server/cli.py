@@ -24,7 +24,8 @@ def check_command(
     """Check a configuration file: every problem at once, each with its key and remedy.
 
     FILE is a federation.toml or a site.toml, told apart by the table [site].
-    Reads the file alone: neither model nor records are opened.
+    Reads the file alone: neither model nor records are opened. A plan of
+    privacy that cannot be kept is refused; see `intramural privacy plan`.
 
     Example: intramural check federation.toml
     """
@@ -35,6 +36,10 @@ def check_command(
         config = load_config(file, FederationConfig)
         name = config.federation.name
         found = {"file": str(file), "kind": "federation", "name": name, "manifest": config.digest}
+        if config.privacy is not None:
+            from intramural.privacy.plan import PrivacyPlan  # here: accounting takes seconds
+
+            PrivacyPlan.of(config)  # an impossible plan is a problem of the file
     line = f"{file}: {found['kind']} {name!r} is well formed"
     typer.echo(json.dumps(found) if as_json else line)
 

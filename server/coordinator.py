@@ -20,14 +20,16 @@ from intramural.core.messages import (
     TrainRequest,
     Update,
 )
-from intramural.core.metrics import SUMS_OF, Sums, add_sums, metrics_of
+from intramural.core.metrics import NOISED_SUMS, SUMS_OF, Sums, add_sums, metrics_of
 from intramural.core.seeds import generator
 from intramural.core.wire import encode_vector
 from intramural.server import machine
 from intramural.server.checkpoint import Checkpoint, save_checkpoint
 from intramural.server.directory import Directory
+from intramural.server.ledger_watch import LedgerWatch
 from intramural.server.machine import Phase
 from intramural.server.post import Arrival, Post
+from intramural.server.site_privacy import charge
 from intramural.server.watcher import Watcher
 from intramural.strategies.rule import Fold, Rule
 
@@ -48,6 +50,7 @@ class Setting:
     """What a coordinator works with; it changes none of it but the folder's content."""
 
     federation: FederationConfig
+    run: str = ""
     layout: Layout
     base: str
     """Digest of the base model."""
@@ -78,17 +81,18 @@ class Coordinator:
             share=federation.sites.share,
             quorum=federation.sites.quorum,
             deadline_s=federation.sites.deadline_s,
-            evaluate_every=federation.evaluation.every,
+            evaluate_every=federation.evaluations_every,
         )
         self.state = machine.State(committed=start.round)
         self.vector = start.vector
         self.memory = start.state
         self.history = list(start.history)
         self.directory = Directory(
-            setting.post, federation, layout=setting.layout, base=setting.base
+            setting.post, federation, run=setting.run, layout=setting.layout, base=setting.base
         )
         self._fold: Fold | None = None
-        self._losses: dict[str, tuple[float, int]] = {}
+        self._losses: dict[str, tuple[float | None, int]] = {}
+        self._ledgers, self._private = LedgerWatch(self.history), federation.privacy is not None
         self._sums: dict[str, Sums] = {}
         self._refusals: dict[str, int] = {}
         self._shown = ""
@@ -126,10 +130,8 @@ class Coordinator:
             if self.state.phase is not Phase.WAIT:
                 return
             if now - since_s >= setting.patience_s:
-                why = (
-                    "; ".join(sorted(set(self.directory.refusals.values())))
-                    or "they did not connect"
-                )
+                reasons = sorted(set(self.directory.refusals.values()))
+                why = "; ".join(reasons) or "they did not connect"
                 raise RoundError(
                     f"{len(eligible)} of {self.rules.sites_min} sites can take part ({why}); "
                     "mend the sites, or lower sites.min"
@@ -189,6 +191,8 @@ class Coordinator:
                 return reply.reason
             case Update() if phase == Phase.TRAIN:
                 fits = reply.layout == self.setting.layout.digest and reply.weight >= 1
+                if self._private and (problem := self._ledgers.problem(reply)):
+                    return problem
             case Evaluated() if phase != Phase.TRAIN:
                 fits = reply.split == ("test" if phase == Phase.TEST else "validation")
                 fits = fits and self._sums_fit(reply.sums)
@@ -202,10 +206,11 @@ class Coordinator:
 
     def _sums_fit(self, sums: Sums) -> bool:
         """Return whether sums are the task's; else the first site would decide their shapes."""
-        task = self.setting.federation.task
+        federation = self.setting.federation
+        task, private = federation.task, self._private
         cells = sums.counts.get("confusion")
         fits = cells is None or cells.size == len(task.labels) ** 2
-        return fits and set(sums.counts) == set(SUMS_OF[task.kind])
+        return fits and set(sums.counts) == set(NOISED_SUMS if private else SUMS_OF[task.kind])
 
     def _count(self, arrival: Arrival) -> str | None:
         """Fold a reply in; return why that was not possible, or None."""
@@ -215,6 +220,7 @@ class Coordinator:
                 assert self._fold is not None
                 self.setting.rule.add(self._fold, reply)
                 self._losses[reply.site] = (reply.loss, reply.weight)
+                self._ledgers.note(reply)
             elif isinstance(reply, Evaluated):
                 kind = self.setting.federation.task.kind
                 metrics_of(kind, reply.sums)
@@ -268,6 +274,7 @@ class Coordinator:
         self.state = machine.chosen(self.rules, self.state, frozenset(cohort), setting.clock())
         request = TrainRequest(
             manifest=setting.federation.digest,
+            run=setting.run,
             round=effect.round,
             layout=setting.layout.digest,
             vector=self.vector,
@@ -282,6 +289,7 @@ class Coordinator:
 
     def _aggregate(self) -> None:
         assert self._fold is not None
+        charge(self.setting.journal, self.setting.federation, round_=self._fold.round)
         self.vector, self.memory = self.setting.rule.finish(self._fold)
         self._fold = None
 
@@ -291,6 +299,7 @@ class Coordinator:
         split: Split = effect.split
         request = EvaluateRequest(
             manifest=setting.federation.digest,
+            run=setting.run,
             round=effect.round,
             layout=setting.layout.digest,
             split=split,
@@ -302,16 +311,16 @@ class Coordinator:
     def _commit(self, round_: int) -> None:
         """Make the round durable: checkpoint first, then the journal says so."""
         setting = self.setting
-        weight = sum(w for _, w in self._losses.values())
         record = {
             "round": round_,
             "sites": sorted(self._losses),
             "metrics": self._metrics(),
-            "train_loss": sum(loss * (w / weight) for loss, w in self._losses.values()),
+            "train_loss": self._train_loss(),
             "bytes_up": setting.post.bytes_up,
             "bytes_down": setting.post.bytes_down,
             "seconds": round(setting.clock() - self._opened_s, 3),
             "refusals": dict(sorted(self._refusals.items())),
+            "ledgers": self._ledgers.record(),
         }
         self.history.append(record)
         self._sums = {}
@@ -328,6 +337,12 @@ class Coordinator:
         )
         setting.journal.append("committed", digest=digest_vector(self.vector), **record)
         setting.watcher.committed(record)
+
+    def _train_loss(self) -> float | None:
+        """Return the mean of the sites' losses, or None where they tell none."""
+        told = [(loss, w) for loss, w in self._losses.values() if loss is not None]
+        weight = sum(w for _, w in told)
+        return sum(loss * (w / weight) for loss, w in told) if told else None
 
     def _metrics(self) -> dict[str, float]:
         if not self._sums:

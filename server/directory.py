@@ -14,11 +14,11 @@ class Directory:
     """Greets every node once and keeps what it answered."""
 
     def __init__(
-        self, post: Post, federation: FederationConfig, *, layout: Layout, base: str
+        self, post: Post, federation: FederationConfig, *, run: str, layout: Layout, base: str
     ) -> None:
         """Check sites against the federation's layout and base model digest."""
         self._post = post
-        self._hello = Hello(manifest=federation.digest)
+        self._hello = Hello(manifest=federation.digest, run=run)
         self._layout = layout
         self._base = base
         self._greeted: set[int] = set()

@@ -32,6 +32,7 @@ def run_report(
     *,
     digest: str,
     engine: str,
+    site_privacy: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the report of a finished run, as a JSON value; docs/report.md lists its keys."""
     test = outcome.test
@@ -76,6 +77,33 @@ def run_report(
         "bytes_down": sum(r["bytes_down"] for r in history),
         "seconds": round(sum(r["seconds"] for r in history), 3),
         "privacy": None,
+        "privacy_plan": _privacy_plan(federation, history),
+        "site_privacy": site_privacy,
         "notes": [],
         "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _privacy_plan(
+    federation: FederationConfig, history: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Return what [privacy] planned; what was spent only the sites' own ledgers know."""
+    if federation.privacy is None:
+        return None
+    from intramural.privacy.accountant import ACCOUNTANT  # here: accounting takes a second to load
+    from intramural.privacy.plan import SAMPLER, PrivacyPlan
+
+    plan = PrivacyPlan.of(federation)
+    heard = history[-1]["ledgers"] if history else {}
+    return {
+        "epsilon": plan.cost(),
+        "delta": plan.delta,
+        "unit": plan.unit,
+        "relation": plan.relation,
+        "sampler": SAMPLER,
+        "sample_rate": plan.sample_rate,
+        "noise_multiplier": plan.noise_multiplier,
+        "clip_norm": plan.clip_norm,
+        "accountant": ACCOUNTANT,
+        "seeded": sorted(site for site, ledger in heard.items() if ledger["seeded"]),
     }

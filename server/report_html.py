@@ -14,9 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from intramural.server import plots
+from intramural.server.report_privacy import privacy_line, privacy_table
 from intramural.server.report_words import (
     ABSENT,
-    NO_PRIVACY,
     Measure,
     Report,
     Row,
@@ -59,8 +59,9 @@ def render_html(report: Report) -> str:
         task=str(report.get("task") or ""),
         headline=_typeset(headline(report)),
         joining=_typeset(joining(report)),
-        no_privacy=NO_PRIVACY,
-        privacy=_flat(report.get("privacy") or {}),
+        privacy_line=privacy_line(report),
+        privacy=privacy_table(report),
+        planned=bool(report.get("privacy_plan") or report.get("site_privacy")),
         glance=_glance(report),
         main=main,
         unit=f"points of {main.title}" if main.points else main.title,
@@ -283,12 +284,3 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("Duration", seconds_text(report.get("seconds"))),
     ]
     return [(caption, str(value)) for caption, value in facts if value not in (None, "", ABSENT)]
-
-
-def _flat(value: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
-    """Return nested values as rows, `st-elsewhere / epsilon` and `7.9`."""
-    rows: list[tuple[str, str]] = []
-    for key, item in value.items():
-        name = f"{path} / {key}" if path else str(key)
-        rows += _flat(item, name) if isinstance(item, Mapping) else [(name, str(item))]
-    return rows

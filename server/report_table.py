@@ -4,8 +4,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from intramural.server.report_privacy import privacy_line
 from intramural.server.report_words import (
-    NO_PRIVACY,
     Measure,
     Report,
     Row,
@@ -34,8 +34,7 @@ def print_report(report: Report, console: Console) -> None:
     for line in (headline(report), joining(report)):
         if line:
             console.print(Text(line))
-    claim = report.get("privacy")
-    console.print(Text(NO_PRIVACY + "." if not claim else "Differential privacy: see the report."))
+    console.print(Text(privacy_line(report)))
 
 
 def _table(report: Report) -> Table:

@@ -1,6 +1,7 @@
 """A run of the coordinator in a folder: begin or resume, work, leave model and report."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -13,12 +14,13 @@ from intramural.core.config import check_config
 from intramural.core.errors import CheckpointError, ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import write_json
-from intramural.core.journal import Journal, scan
+from intramural.core.journal import Entry, Journal, scan
 from intramural.server.checkpoint import Checkpoint, load_checkpoint
 from intramural.server.coordinator import Coordinator, Setting
-from intramural.server.export import beginning, save_final
+from intramural.server.export import Beginning, beginning, save_final
 from intramural.server.post import Post
 from intramural.server.report import run_report
+from intramural.server.site_privacy import check_charges, secret_noise, site_statement
 from intramural.server.watcher import Watcher
 from intramural.strategies.registry import make_rule
 
@@ -67,22 +69,16 @@ def run_federation(plan: RunPlan, grid: Grid, *, watcher: Watcher | None = None)
     watcher = watcher or Watcher()
     start = _start(plan, watcher)
     first = beginning(plan.federation, plan.places)
-    rule = make_rule(plan.federation, first.layout)
+    rule = make_rule(plan.federation, first.layout, noise=secret_noise())
     if start is None:
-        start = Checkpoint(
-            round=0,
-            manifest=plan.federation.digest,
-            layout=first.layout.digest,
-            vector=first.vector,
-            state={},
-            history=[],
-        )
+        start = _round_0(plan, first)
     elif start.layout != first.layout.digest:
         raise CheckpointError(
             f"{plan.folder}: the checkpoint's layout is not the model's; use a new --out"
         )
     journal = Journal(plan.folder / JOURNAL)
     try:
+        check_charges(plan.federation, journal.entries, committed=start.round)
         journal.append(
             "resumed" if start.round else "started",
             manifest=plan.federation.digest,
@@ -93,6 +89,7 @@ def run_federation(plan: RunPlan, grid: Grid, *, watcher: Watcher | None = None)
         )
         setting = Setting(
             federation=plan.federation,
+            run=run_id(journal.entries),
             layout=first.layout,
             base=first.base,
             rule=rule,
@@ -105,12 +102,24 @@ def run_federation(plan: RunPlan, grid: Grid, *, watcher: Watcher | None = None)
         outcome = Coordinator(setting, start).run()
         digest = digest_vector(outcome.vector)
         save_final(plan.federation, plan.places, outcome.vector, plan.folder / MODEL)
-        report = run_report(plan.federation, first, outcome, digest=digest, engine=plan.engine)
+        report = run_report(
+            plan.federation,
+            first,
+            outcome,
+            digest=digest,
+            engine=plan.engine,
+            site_privacy=site_statement(plan.federation, journal.entries),
+        )
         write_json(plan.folder / REPORT, report)
         journal.append("finished", rounds=len(outcome.history), digest=digest)
         return report
     finally:
         journal.close()
+
+
+def run_id(entries: Sequence[Entry]) -> str:
+    """Return what tells a run from others of its manifest: its journal's first digest."""
+    return entries[0].digest if entries else ""
 
 
 def _start(plan: RunPlan, watcher: Watcher) -> Checkpoint | None:
@@ -129,6 +138,17 @@ def _start(plan: RunPlan, watcher: Watcher) -> Checkpoint | None:
             f"{plan.folder}: holds a run of another federation.toml; use another --out"
         )
     return checkpoint
+
+
+def _round_0(plan: RunPlan, first: Beginning) -> Checkpoint:
+    return Checkpoint(
+        round=0,
+        manifest=plan.federation.digest,
+        layout=first.layout.digest,
+        vector=first.vector,
+        state={},
+        history=[],
+    )
 
 
 def plan_from_config(run_config: dict[str, Any]) -> RunPlan:

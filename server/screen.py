@@ -80,8 +80,10 @@ class Screen(Watcher):
         metrics = [record["metrics"].get(name) for name in SHOWN]
         cells = "".join(" " * 10 if v is None else f"{v:10.4f}" for v in metrics)
         megabytes = (record["bytes_up"] + record["bytes_down"]) / 1e6
+        loss = record["train_loss"]
+        cells = (" " * 10 if loss is None else f"{loss:10.4f}") + cells
         self._console.print(
-            f"{record['round']:5d} {len(record['sites']):5d} {record['train_loss']:10.4f}{cells}"
+            f"{record['round']:5d} {len(record['sites']):5d} {cells}"
             f"{megabytes:10.1f} {record['seconds']:8.1f}",
             highlight=False,
         )

@@ -8,6 +8,7 @@ from intramural.core.federation import FederationConfig
 from intramural.core.layout import Layout
 from intramural.strategies.fedavg import FedAvg
 from intramural.strategies.rule import Rule
+from intramural.strategies.site_dp import Noise, SiteDPFedAvg
 
 RULES: dict[str, Callable[[FederationConfig], Rule]] = {
     "fedavg": lambda federation: FedAvg(
@@ -20,8 +21,13 @@ RULES: dict[str, Callable[[FederationConfig], Rule]] = {
 FLOWER_PREFIX = "flwr:"
 
 
-def make_rule(federation: FederationConfig, layout: Layout) -> Rule:
+def make_rule(federation: FederationConfig, layout: Layout, *, noise: Noise | None = None) -> Rule:
     """Return the rule of `strategy.rule`.
+
+    Args:
+        federation: As checked.
+        layout: Of the arrays that travel.
+        noise: Where [site_privacy] takes its noise from; a claim needs a secret generator's.
 
     Raises:
         ConfigError: No such rule, or options that it does not take.
@@ -39,4 +45,16 @@ def make_rule(federation: FederationConfig, layout: Layout) -> Rule:
         raise ConfigError(f"strategy.rule: no rule {name!r}; {hint}")
     if federation.strategy.options:
         raise ConfigError("strategy.options: only a 'flwr:' rule takes options; remove them")
-    return RULES[name](federation)
+    hidden = federation.site_privacy
+    if hidden is None:
+        return RULES[name](federation)
+    assert name == "fedavg", "the federation allows no other rule"
+    assert noise is not None, "without noise there is nothing to claim"
+    return SiteDPFedAvg(
+        clip_norm=hidden.clip_norm,
+        noise_multiplier=hidden.noise_multiplier,
+        divisor=federation.sites.min,
+        noise=noise,
+        learning_rate=federation.strategy.learning_rate,
+        momentum=federation.strategy.momentum,
+    )

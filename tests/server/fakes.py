@@ -172,7 +172,7 @@ def coordinate(
         federation=config,
         layout=LAYOUT,
         base=BASE,
-        rule=make_rule(config, LAYOUT),
+        rule=changes.pop("rule", None) or make_rule(config, LAYOUT),
         post=Post(grid, LAYOUT),
         journal=journal,
         checkpoints=folder / "checkpoints",

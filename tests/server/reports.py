@@ -94,6 +94,32 @@ def report(**changes: Any) -> Json:
     return value | changes
 
 
+def statement(**changes: Any) -> Json:
+    """Return a site's privacy statement, with the terms that its epsilon has."""
+    value = {
+        "site": SITES[0],
+        "data": "notes",
+        "claim": "(7.9100, 1e-05)-differential privacy for one record added or removed",
+        "private": True,
+        "epsilon": 7.91,
+        "epsilon_of_this_run": 5.5,
+        "delta": 1e-5,
+        "unit": "record",
+        "records_per_person": None,
+        "relation": "add-remove",
+        "sampler": "poisson",
+        "sample_rate": 0.016,
+        "clip_norm": 1.0,
+        "noise_multiplier": 0.8,
+        "steps": 60,
+        "random": "aes-256-ctr",
+        "accountant": "PLD, dp-accounting 0.6.0",
+        "trust": "The site's own machine is trusted.",
+        "not_covered": ["what the site releases elsewhere"],
+    }
+    return value | changes
+
+
 def generation() -> Json:
     """Return a generation's report, without a baseline and without sites' label counts."""
     return report(

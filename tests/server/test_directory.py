@@ -14,7 +14,7 @@ HELLO = Hello(manifest=small().digest)
 
 
 def directory_of(grid: SlowGrid) -> Directory:
-    return Directory(Post(grid, LAYOUT), small(), layout=LAYOUT, base=BASE)
+    return Directory(Post(grid, LAYOUT), small(), run="", layout=LAYOUT, base=BASE)
 
 
 def greet(directory: Directory) -> bool:

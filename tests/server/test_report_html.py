@@ -17,7 +17,7 @@ from intramural.server.report_words import (
     joining,
     seconds_text,
 )
-from tests.server.reports import DIGEST, SITES, generation, report, scores
+from tests.server.reports import DIGEST, SITES, generation, report, scores, statement
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 FIGURES = (
@@ -101,7 +101,21 @@ REPORTS: dict[str, dict[str, Any]] = {
         }
     ),
     "no metrics": report(rounds=[{"round": 1, "sites": [], "metrics": {}, "train_loss": None}]),
-    "privacy": report(privacy={"st-elsewhere": {"epsilon": 7.91, "unit": "record"}}),
+    "privacy": report(
+        privacy={SITES[0]: statement(), SITES[1]: statement(epsilon=3.25, sample_rate=0.02)}
+    ),
+    "seeded": report(
+        privacy={
+            SITES[0]: statement(),
+            SITES[1]: statement(
+                claim="none: seeded randomness",
+                private=False,
+                epsilon=None,
+                epsilon_of_this_run=None,
+                random="aes-256-ctr from a seed: NOT PRIVATE",
+            ),
+        }
+    ),
 }
 
 
@@ -208,8 +222,21 @@ def test_privacy_is_claimed_only_where_the_report_holds_a_claim() -> None:
     assert NO_PRIVACY in Page(html_of("full")).text
     private = Page(html_of("privacy")).text
     assert NO_PRIVACY not in private
-    assert "st-elsewhere / epsilon" in private
-    assert "7.91" in private
+    # the worst of the sites, with delta, unit, relation and sampler in the same breath
+    assert (
+        "epsilon at most 7.91 at delta 1e-05, one record, add-remove, poisson sampling" in private
+    )
+    for shown in ("7.910", "3.250", "epsilon, all runs", "neighbours", "PLD, dp-accounting"):
+        assert shown in private
+    for shown in ("The site's own machine is trusted.", "what the site releases elsewhere"):
+        assert shown in private
+
+
+def test_one_seeded_site_takes_the_claim_from_all() -> None:
+    text = Page(html_of("seeded")).text
+    assert "NOT PRIVATE: sampling and noise came from a test's seed." in text
+    assert "epsilon at most" not in text
+    assert "none: seeded randomness" in text
 
 
 def test_intervals_are_explained_only_where_there_are_some() -> None:
