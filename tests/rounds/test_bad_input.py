@@ -151,15 +151,46 @@ def test_too_few_sites_end_with_2_before_anything_is_written(
     assert not (call.folder / "out").exists()
 
 
-def test_privacy_that_cannot_be_trained_with_yet_ends_with_3_before_anything_is_written(
-    call: Call, capsys: pytest.CaptureFixture[str]
+PRIVACY: Json = {
+    "unit": "record", "epsilon": 8.0, "delta": 1e-5, "clip_norm": 1.0, "nominal_records": 100
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("privacy", "sections", "words"),
+    [
+        ({}, {}, "strategy.weights = 'examples' would send each site's number of records"),
+        (
+            {"nominal_records": 7},
+            {"strategy": {"weights": "equal"}},
+            "training.batch_size = 8 is above privacy.nominal_records = 7",
+        ),
+        (
+            {"engine": "opacus"},
+            {"strategy": {"weights": "equal"}, "training": {"gradient_checkpointing": True}},
+            "training.gradient_checkpointing hides layers from privacy.engine = 'opacus'",
+        ),
+        (
+            {"epsilon": 1e-9},
+            {"strategy": {"weights": "equal"}},
+            "privacy.epsilon",
+        ),
+    ],
+    ids=["weights", "rate-above-1", "checkpointing", "no-noise-is-enough"],
+)
+def test_an_impossible_privacy_plan_ends_with_2_before_anything_is_written(
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    privacy: Json,
+    sections: Json,
+    words: str,
 ) -> None:
-    call.content["privacy"] = {
-        "unit": "record", "epsilon": 8.0, "delta": 1e-5, "clip_norm": 1.0, "nominal_records": 100
-    }  # fmt: skip
+    call.content["privacy"] = PRIVACY | privacy
+    for section, keys in sections.items():
+        call.content[section] = call.content.get(section, {}) | keys
     code, errors = refused(call, capsys)
-    assert code == 3
-    assert "cannot train with yet" in errors
+    assert code == 2
+    assert words in errors
     assert not (call.folder / "out").exists()
 
 
