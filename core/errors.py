@@ -11,6 +11,7 @@ IntramuralError
 |-- LedgerError        a privacy ledger is broken, or another data set's             exit 1
 |-- TrainingError      local training went wrong (a loss that is not finite)            exit 1
 |-- RoundError         the rounds cannot go on (too few sites)                          exit 1
+|   `-- RoundRefused     for the sites' own rules said no, and for nothing else           exit 3
 |-- Refused            a site's own rules said no                                       exit 3
 |   |-- DataRefused    the site's records are not enough; under [privacy] not told why   exit 3
 |   |-- EgressRefused  something was stopped from leaving a site                        exit 3
@@ -22,6 +23,8 @@ Messages name files, keys, columns, counts and hashes, and never hold a record's
 raised at a site may travel to the coordinator.
 """
 
+from collections.abc import Collection
+
 
 class IntramuralError(Exception):
     """An operator's mistake or a peer's; its message is one line and ends with what to do."""
@@ -31,8 +34,7 @@ class IntramuralError(Exception):
     @property
     def reason(self) -> str:
         """A short machine-readable word for counting, such as 'wire' or 'egress-refused'."""
-        name = type(self).__name__.removesuffix("Error")
-        return "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
+        return _reason_of(type(self))
 
 
 class ConfigError(IntramuralError):
@@ -81,6 +83,12 @@ class RoundError(IntramuralError):
     """The rounds cannot go on."""
 
 
+class RoundRefused(RoundError):
+    """The rounds cannot go on, for the sites' own rules said no."""
+
+    exit_code = 3
+
+
 class Refused(IntramuralError):
     """A site's own rules said no; the reason may travel."""
 
@@ -113,3 +121,20 @@ class Interrupted(IntramuralError):
     """The operator stopped the run; it can be resumed."""
 
     exit_code = 130
+
+
+def round_error(message: str, reasons: Collection[str]) -> RoundError:
+    """Return the error of rounds that cannot go on; the sites' own rules have their exit code.
+
+    Args:
+        message: For people.
+        reasons: The word of each refusal and failure that was counted.
+    """
+    kinds: list[type[IntramuralError]] = [Refused, *Refused.__subclasses__()]
+    rules = {_reason_of(kind) for kind in kinds}
+    return (RoundRefused if reasons and rules.issuperset(reasons) else RoundError)(message)
+
+
+def _reason_of(kind: type[IntramuralError]) -> str:
+    name = kind.__name__.removesuffix("Error")
+    return "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")

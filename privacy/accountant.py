@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from importlib.metadata import version
 from typing import Any, Final, Literal
 
@@ -21,7 +21,9 @@ Relation = Literal["add-remove", "replace-one"]
 """What neighbouring data sets differ in: one unit more or less, or one unit's content."""
 
 ACCOUNTANT: Final = f"PLD, dp-accounting {version('dp-accounting')}"
-"""Who computed an epsilon; written beside every one."""
+"""Who computes an epsilon; written beside every one."""
+BOUND: Final = f"RDP upper bound, dp-accounting {version('dp-accounting')}"
+"""Who answers where a PLD would fill the memory."""
 
 RECORD_INTERVAL: Final = 1e-4
 """Width of a privacy-loss bin, in epsilon, for what is written down."""
@@ -39,8 +41,10 @@ _NEIGHBOURS: Final = {
 }
 
 
-Groups = dict[tuple[float, float], int]
-"""Steps of each (sample_rate, noise_multiplier)."""
+Mechanism = tuple[float, float]
+"""Sample rate and noise multiplier of a step: all that its cost depends on."""
+Groups = tuple[tuple[Mechanism, int], ...]
+"""Mechanisms in order, and the steps of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,99 +69,42 @@ class Event:
             raise ConfigError(f"steps must be a whole number of at least 1, got {self.steps}")
 
 
-class Accountant:
-    """All that one data set gave away, as one growing composition.
-
-    Equal events are added up while they come, so a thousand equal rounds cost one self-composition;
-    what came before them is kept composed. Unsampled events are one Gaussian, whatever their noise.
-
-    Guarantees:
-        Events added so far are (epsilon(delta), delta)-DP together, under `relation`, for units
-        drawn by Poisson sampling with a secret coin. Discretisation and cut tails only raise the
-        figure. Void where batches were shuffled, cut or skipped, or a unit's norm exceeded its
-        bound. Arithmetic is float64, in dp-accounting; its rounding (about 1e-12) is not bounded.
-
-    Source: Doroshenko et al. 2022, https://arxiv.org/abs/2207.04380, as in dp-accounting.
-    """
-
-    def __init__(self, relation: Relation, *, interval: float = RECORD_INTERVAL) -> None:
-        """Start with nothing spent.
-
-        Args:
-            relation: Neighbouring relation of every epsilon asked for.
-            interval: Width of a privacy-loss bin, in epsilon; wider is faster and never lower.
-        """
-        self.relation: Relation = relation
-        self.interval = interval
-        self._totals: Groups = {}
-        self._open: Groups = {}
-        """Sampled steps not yet in `_settled`; the group added to last is the last."""
-        self._settled: Any = None
-        """Composed distribution of the sampled steps before those; None: there are none."""
-        self._known: dict[float, float] = {}
-
-    def add(self, event: Event) -> None:
-        """Count an event as spent."""
-        _count(self._totals, event)
-        if event.sample_rate < 1:
-            _count(self._open, event)
-        self._known.clear()
-
-    def epsilon(self, delta: float, *, after: Sequence[Event] = ()) -> float:
-        """Return epsilon at `delta` of all events added, and of `after` on top of them.
-
-        Args:
-            delta: Above 0 and below 1.
-            after: Events asked about, not added: would a round still be covered?
-
-        Raises:
-            ConfigError: `delta` is no probability.
-        """
-        _check_delta(delta)
-        if after:
-            trial = Accountant(self.relation, interval=self.interval)
-            trial._totals, trial._open = dict(self._totals), dict(self._open)
-            trial._settled = self._settled
-            for event in after:
-                trial.add(event)
-            return trial.epsilon(delta)
-        if delta not in self._known:
-            self._known[delta] = self._epsilon(delta)
-        return self._known[delta]
-
-    def _epsilon(self, delta: float) -> float:
-        if not self._totals:
-            return 0.0
-        events = _events_of(self._totals)
-        if _is_huge(events, delta):
-            return epsilon_rdp(events, delta=delta, relation=self.relation)
-        return float(self._composed().get_epsilon_for_delta(delta))
-
-    def _composed(self) -> Any:
-        """Return the distribution of all events; what will not grow is settled on the way."""
-        while len(self._open) > 1:
-            key = next(iter(self._open))
-            self._settled = self._with(self._settled, key, self._open.pop(key))
-        composed = self._settled
-        for key, steps in self._open.items():
-            composed = self._with(composed, key, steps)
-        # Gaussians on one vector add up to one: their precisions do
-        precision = math.fsum(n / noise**2 for (q, noise), n in self._totals.items() if q == 1)
-        return self._with(composed, (1.0, precision**-0.5), 1) if precision else composed
-
-    def _with(self, composed: Any, key: tuple[float, float], steps: int) -> Any:
-        part = _step(*key, self.relation, self.interval).self_compose(steps)
-        return part if composed is None else composed.compose(part)
-
-
 def epsilon_pld(
     events: Sequence[Event], *, delta: float, relation: Relation, interval: float = RECORD_INTERVAL
 ) -> float:
-    """Return epsilon at `delta` by privacy-loss distributions: the figure of record."""
-    accountant = Accountant(relation, interval=interval)
-    for event in events:
-        accountant.add(event)
-    return accountant.epsilon(delta)
+    """Return epsilon at `delta` by privacy-loss distributions: the figure of record.
+
+    Equal events are added up first, so a thousand equal rounds cost one self-composition; unsampled
+    events are one Gaussian, whatever their noise. The last answers and compositions are kept.
+
+    Args:
+        events: In any order.
+        delta: Above 0 and below 1.
+        relation: Neighbouring relation of the answer.
+        interval: Width of a privacy-loss bin, in epsilon; wider is faster and never lower.
+
+    Raises:
+        ConfigError: `delta` is no probability.
+
+    Guarantees:
+        The events are (epsilon, delta)-DP together, under `relation`, for units drawn by Poisson
+        sampling with a secret coin. Discretisation and cut tails only raise the figure. Void where
+        batches were shuffled, cut or skipped, or a unit's norm exceeded its bound. Arithmetic is
+        float64, in dp-accounting; its rounding (about 1e-12) is not bounded.
+
+    Source: Doroshenko et al. 2022, https://arxiv.org/abs/2207.04380, as in dp-accounting.
+    """
+    _check_delta(delta)
+    if not events:
+        return 0.0
+    if _is_huge(events, delta):
+        return epsilon_rdp(events, delta=delta, relation=relation)
+    return _known(tuple(sorted(_grouped(events).items())), delta, relation, interval)
+
+
+def answered_by(events: Sequence[Event], *, delta: float) -> str:
+    """Return whose figure `epsilon_pld` of these events is: `ACCOUNTANT`, or `BOUND`."""
+    return BOUND if events and _is_huge(events, delta) else ACCOUNTANT
 
 
 def epsilon_rdp(
@@ -195,11 +142,8 @@ def epsilon_prv(events: Sequence[Event], *, delta: float) -> float:
         return 0.0
     if _is_huge(events, delta):  # it would ask for more memory than there is, or hang
         raise Refused(f"epsilon is above {EPSILON_EXACT_MAX:g}, beyond Opacus' PRV; go by PLD")
-    groups: Groups = {}
-    for event in events:
-        _count(groups, event)
     accountant = PRVAccountant()
-    accountant.history = [(noise, q, steps) for (q, noise), steps in groups.items()]
+    accountant.history = [(noise, q, steps) for (q, noise), steps in _grouped(events).items()]
     try:
         with warnings.catch_warnings(action="ignore"):
             return float(accountant.get_epsilon(delta=delta))
@@ -235,22 +179,37 @@ def epsilon_of(
     raise ConfigError(f"no accountant is called {accountant!r}; known: pld, prv, rdp")
 
 
-def _count(groups: Groups, event: Event) -> None:
-    """Add an event's steps to its group, which becomes the last."""
-    key = (event.sample_rate, event.noise_multiplier)
-    groups[key] = groups.pop(key, 0) + event.steps
-
-
-def _events_of(groups: Groups) -> tuple[Event, ...]:
-    return tuple(
-        Event(sample_rate=q, noise_multiplier=noise, steps=steps)
-        for (q, noise), steps in groups.items()
-    )
+def _grouped(events: Sequence[Event]) -> dict[Mechanism, int]:
+    """Return the steps of each mechanism."""
+    groups: dict[Mechanism, int] = {}
+    for event in events:
+        key = (event.sample_rate, event.noise_multiplier)
+        groups[key] = groups.get(key, 0) + event.steps
+    return groups
 
 
 def _is_huge(events: Sequence[Event], delta: float) -> bool:
     tiny = min(event.noise_multiplier for event in events) < NOISE_EXACT_MIN
     return tiny or epsilon_rdp(events, delta=delta) > EPSILON_EXACT_MAX
+
+
+@lru_cache(maxsize=64)
+def _known(groups: Groups, delta: float, relation: Relation, interval: float) -> float:
+    return float(_composed(groups, relation, interval).get_epsilon_for_delta(delta))
+
+
+@lru_cache(maxsize=4)
+def _composed(groups: Groups, relation: Relation, interval: float) -> Any:
+    """Return the distribution of all steps together."""
+    parts = [
+        _step(q, noise, relation, interval).self_compose(steps)
+        for (q, noise), steps in groups
+        if q < 1
+    ]
+    # Gaussians on one vector add up to one: their precisions do
+    if precision := math.fsum(steps / noise**2 for (q, noise), steps in groups if q == 1):
+        parts.append(_step(1.0, precision**-0.5, relation, interval))
+    return reduce(lambda composed, part: composed.compose(part), parts)
 
 
 @lru_cache(maxsize=4)

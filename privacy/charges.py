@@ -1,17 +1,23 @@
 """Charges: what was taken from a data set's privacy, and what they cost together."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from intramural.privacy.accountant import ACCOUNTANT, Accountant, Event, Relation
+from intramural.privacy.accountant import (
+    Event,
+    Mechanism,
+    Relation,
+    answered_by,
+    epsilon_pld,
+)
 
 Unit = Literal["record", "person"]
-
-Groups = dict[tuple[float, float], int]
-"""Steps by (sample rate, noise multiplier)."""
+Steps = Counter[Mechanism]
+"""Steps of each mechanism."""
 
 Whole = Annotated[int, Field(ge=1)]
 Above0 = Annotated[float, Field(gt=0)]
@@ -67,14 +73,10 @@ class Charge(BaseModel):
 
 
 class Composition(Protocol):
-    """What is asked of an accountant."""
+    """What tells the cost of events together, as `epsilon_pld` does."""
 
-    def add(self, event: Event) -> None:
-        """Count an event as spent."""
-        ...
-
-    def epsilon(self, delta: float) -> float:
-        """Return epsilon at `delta` of what was added."""
+    def __call__(self, events: Sequence[Event], *, delta: float, relation: Relation) -> float:
+        """Return epsilon at `delta`."""
         ...
 
 
@@ -124,14 +126,14 @@ class Spending:
 
     Guarantees:
         `epsilon` is that of every charge together, for the `unit` and `relation` told with it.
-        Void for charges whose steps were not taken as they say, see `Accountant`.
+        Void for charges whose steps were not taken as they say, see `epsilon_pld`.
     """
 
-    def __init__(self, accountant: Callable[[Relation], Composition] = Accountant) -> None:
+    def __init__(self, composition: Composition = epsilon_pld) -> None:
         """Start with nothing spent."""
-        self._new = accountant
+        self._composition = composition
         self._charges: list[Charge] = []
-        self._answers: dict[tuple[Relation, float], tuple[Groups, float]] = {}
+        self._answers: dict[tuple[Relation, float], tuple[Steps, float]] = {}
 
     @property
     def charges(self) -> tuple[Charge, ...]:
@@ -152,6 +154,18 @@ class Spending:
         unit = unit_of([*self._charges, *after])
         return self._epsilon(unit, delta, after)
 
+    def within(self, limit: float, delta: float, *, after: Sequence[Charge] = ()) -> bool:
+        """Return whether `epsilon` is at most `limit`; at once if more was found to be.
+
+        A run is foreseen whole when it is admitted, so its rounds cost no new composition.
+        """
+        charges = [*self._charges, *after]
+        relation = relation_of(charges, unit_of(charges))
+        foreseen, epsilon = self._answers.get((relation, delta), (Counter(), 0.0))
+        if epsilon <= limit and _steps_of(charges) <= foreseen:
+            return True
+        return self.epsilon(delta, after=after) <= limit  # a NaN is not
+
     def spent(self, delta: float) -> Spent:
         """Return what was spent, with what it means."""
         charges = self._charges
@@ -167,7 +181,7 @@ class Spending:
             unit=unit,
             relation=relation,
             sampler="poisson",
-            accountant=ACCOUNTANT,
+            accountant=answered_by(events_of(charges), delta=delta),
             epsilon_record=self._epsilon("record", delta),
             record_relation=record_relation,
             epsilon_person=epsilon if unit == "person" else None,
@@ -177,20 +191,29 @@ class Spending:
 
     def _epsilon(self, unit: Unit, delta: float, after: Sequence[Charge] = ()) -> float:
         charges = [*self._charges, *after]
-        relation = relation_of(charges, unit)
-        groups: Groups = {}
-        for charge in charges:  # a composition does not depend on its order
-            mechanism = (charge.sample_rate, charge.noise_multiplier)
-            groups[mechanism] = groups.get(mechanism, 0) + charge.steps
+        relation, steps = relation_of(charges, unit), _steps_of(charges)
         known = self._answers.get((relation, delta))
-        if known is not None and known[0] == groups:  # what was foreseen was then charged
+        if known is not None and known[0] == steps:  # what was foreseen was then charged
             return known[1]
-        accountant = self._new(relation)
-        for (rate, noise), steps in groups.items():
-            accountant.add(Event(sample_rate=rate, noise_multiplier=noise, steps=steps))
-        epsilon = accountant.epsilon(delta)
-        self._answers[relation, delta] = (groups, epsilon)
+        epsilon = self._composition(events_of(charges), delta=delta, relation=relation)
+        self._answers[relation, delta] = (steps, epsilon)
         return epsilon
+
+
+def events_of(charges: Sequence[Charge]) -> list[Event]:
+    """Return the mechanisms that charges paid for."""
+    return [
+        Event(sample_rate=c.sample_rate, noise_multiplier=c.noise_multiplier, steps=c.steps)
+        for c in charges
+    ]
+
+
+def _steps_of(charges: Sequence[Charge]) -> Steps:
+    """Return the steps of each mechanism; a composition depends on nothing else."""
+    steps: Steps = Counter()
+    for charge in charges:
+        steps[charge.sample_rate, charge.noise_multiplier] += charge.steps
+    return steps
 
 
 def unit_of(charges: Sequence[Charge]) -> Unit:
@@ -219,7 +242,7 @@ def claim_of(charges: Sequence[Charge], epsilon: float, delta: float) -> str:
     change = "added or removed" if relation == "add-remove" else "replaced"
     claim = (
         f"({told(epsilon)}, {delta:g})-differential privacy for one {unit} {change}; "
-        f"Poisson sampling; {ACCOUNTANT}"
+        f"Poisson sampling; {answered_by(events_of(charges), delta=delta)}"
     )
     if len({charge.unit for charge in charges}) > 1:
         claim += "; no claim for persons: some charges bound records only"

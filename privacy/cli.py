@@ -159,7 +159,7 @@ def _plan_of(
 
 def _costs(plan: Any) -> dict[str, Any]:
     """Return the plan and its cost by each accountant, as a JSON value."""
-    from intramural.privacy.accountant import ACCOUNTANT, epsilon_of
+    from intramural.privacy.accountant import answered_by, epsilon_of
     from intramural.privacy.plan import SAMPLER, evaluations
 
     def by(accountant: str) -> Callable[[], float]:
@@ -184,7 +184,7 @@ def _costs(plan: Any) -> dict[str, Any]:
         if plan.metrics_noise
         else 0,
         "epsilon": {name: _answer(by(name)) for name in ("pld", "prv", "rdp")},
-        "accountant": ACCOUNTANT,
+        "accountant": answered_by(plan.total(), delta=plan.delta),
         "warnings": plan.warnings(),
     }
 

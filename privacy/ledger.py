@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from intramural.core.errors import BudgetExhausted, LedgerError
 from intramural.core.journal import Entry, Journal, utc_now
-from intramural.privacy.accountant import Accountant, Relation
+from intramural.privacy.accountant import epsilon_pld
 from intramural.privacy.book import (
     FORMAT,
     Book,
@@ -58,7 +58,7 @@ class Ledger:
         site: str,
         data: str,
         now: Callable[[], datetime] = utc_now,
-        accountant: Callable[[Relation], Composition] = Accountant,
+        composition: Composition = epsilon_pld,
         lock_wait_s: float = LOCK_WAIT_S,
     ) -> None:
         """Open the ledger at `path`, or begin it.
@@ -72,7 +72,7 @@ class Ledger:
         """Name of the data set."""
         self._now = now
         self._lock_wait_s = lock_wait_s
-        self._spending = Spending(accountant)
+        self._spending = Spending(composition)
         self._last: Book | None = None
         with self._exclusive():
             pass  # reads it, or begins it
@@ -157,8 +157,8 @@ class Ledger:
     ) -> None:
         if epsilon_lifetime is None or not charges:
             return
-        epsilon = self._spending.epsilon(delta, after=charges)
-        if not epsilon <= epsilon_lifetime:  # a NaN refuses
+        if not self._spending.within(epsilon_lifetime, delta, after=charges):
+            epsilon = self._spending.epsilon(delta, after=charges)
             unit = unit_of([*self.charges, *charges])
             raise BudgetExhausted(
                 f"the data set's privacy budget is exhausted: one {unit} would have spent epsilon "

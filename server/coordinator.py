@@ -7,7 +7,7 @@ from math import inf
 from typing import Any
 
 from intramural.core.canonical import digest_vector
-from intramural.core.errors import AggregationError, RoundError
+from intramural.core.errors import AggregationError, round_error
 from intramural.core.federation import FederationConfig
 from intramural.core.journal import Journal
 from intramural.core.layout import Layout, Vector
@@ -113,7 +113,8 @@ class Coordinator:
                 waiting_since = self.setting.clock()
                 self._collect()
         if self._failed is not None:
-            raise RoundError(f"{self._failed}; reasons: {self._refusals or 'none came'}")
+            message = f"{self._failed}; reasons: {self._refusals or 'none came'}"
+            raise round_error(message, self._refusals)
         return Outcome(vector=self.vector, history=self.history, test=self._sums)
 
     def _gather(self, since_s: float) -> None:
@@ -130,11 +131,10 @@ class Coordinator:
             if self.state.phase is not Phase.WAIT:
                 return
             if now - since_s >= setting.patience_s:
-                reasons = sorted(set(self.directory.refusals.values()))
-                why = "; ".join(reasons) or "they did not connect"
-                raise RoundError(
-                    f"{len(eligible)} of {self.rules.sites_min} sites can take part ({why}); "
-                    "mend the sites, or lower sites.min"
+                raise round_error(
+                    f"{len(eligible)} of {self.rules.sites_min} sites can take part "
+                    f"({self.directory.why}); mend the sites, or lower sites.min",
+                    self.directory.reasons,
                 )
         setting.sleep(setting.poll_s)
 

@@ -27,7 +27,7 @@ class Directory:
         self._known: dict[str, int] = {}
         self.nodes: dict[str, int] = {}
         """Node of each site that is connected and can take part."""
-        self.refusals: dict[int, str] = {}
+        self.refusals: dict[int, Refusal] = {}
         """Why a node cannot take part."""
 
     def greet(self, receive: Callable[[Arrival], None]) -> bool:
@@ -53,7 +53,7 @@ class Directory:
 
     def give_up(self) -> None:
         """Wait no longer for the greetings that are open; a late answer still counts."""
-        self.refusals |= dict.fromkeys(self._open, "a node does not answer its greeting")
+        self.refusals |= dict.fromkeys(self._open, _refusal("a node does not answer its greeting"))
         self._open.clear()
 
     def took(self, arrival: Arrival) -> bool:
@@ -69,17 +69,36 @@ class Directory:
             self.refusals.pop(arrival.node, None)
         return True
 
-    def _problem(self, arrival: Arrival) -> str | None:
+    @property
+    def why(self) -> str:
+        """Why sites cannot take part, in words."""
+        told = {f"{r.site}: {r.detail}" if r.site else r.detail for r in self.refusals.values()}
+        return "; ".join(sorted(told)) or "they did not connect"
+
+    @property
+    def reasons(self) -> set[str]:
+        """Why sites cannot take part, as the words that are counted."""
+        return {refusal.reason for refusal in self.refusals.values()}
+
+    def _problem(self, arrival: Arrival) -> Refusal | None:
         match arrival.reply:
             case Welcome() as welcome:
                 holder = self._known.get(welcome.site, arrival.node)
                 if holder != arrival.node and holder in self._connected:
-                    return f"two nodes say they are site {welcome.site!r}"
+                    return _refusal(f"two nodes say they are site {welcome.site!r}")
                 if welcome.base != self._base:
-                    return f"site {welcome.site!r} has another base model ({welcome.base[:19]})"
+                    other = welcome.base[:19]
+                    return _refusal(f"site {welcome.site!r} has another base model ({other})")
                 if welcome.layout != self._layout.digest:
-                    return f"site {welcome.site!r} derives another layout; install equal versions"
+                    return _refusal(
+                        f"site {welcome.site!r} derives another layout; install equal versions"
+                    )
                 return None
             case Refusal() as refusal:
-                return f"{refusal.site}: {refusal.detail}"
-        return arrival.problem or "an answer of the wrong kind"
+                return refusal
+        return _refusal(arrival.problem or "an answer of the wrong kind")
+
+
+def _refusal(detail: str) -> Refusal:
+    """Return the coordinator's own refusal of a node."""
+    return Refusal(site="", reason="greeting", detail=detail)

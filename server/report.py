@@ -90,7 +90,7 @@ def _privacy_plan(
     """Return what [privacy] planned; what was spent only the sites' own ledgers know."""
     if federation.privacy is None:
         return None
-    from intramural.privacy.accountant import ACCOUNTANT  # here: accounting takes a second to load
+    from intramural.privacy.accountant import answered_by  # here: it takes a second to load
     from intramural.privacy.plan import SAMPLER, PrivacyPlan
 
     plan = PrivacyPlan.of(federation)
@@ -104,6 +104,6 @@ def _privacy_plan(
         "sample_rate": plan.sample_rate,
         "noise_multiplier": plan.noise_multiplier,
         "clip_norm": plan.clip_norm,
-        "accountant": ACCOUNTANT,
+        "accountant": answered_by(plan.total(), delta=plan.delta),
         "seeded": sorted(site for site, ledger in heard.items() if ledger["seeded"]),
     }

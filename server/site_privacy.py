@@ -82,7 +82,7 @@ def site_statement(federation: FederationConfig, entries: Sequence[Entry]) -> di
         for one site's updates present or absent. `NOT_COVERED` and `SiteDPFedAvg` say what it
         leaves out and what voids it.
     """
-    from intramural.privacy.accountant import ACCOUNTANT, Event, epsilon_pld  # a second to load
+    from intramural.privacy.accountant import Event, answered_by, epsilon_pld  # a second to load
 
     plan = federation.site_privacy
     if plan is None:
@@ -99,7 +99,7 @@ def site_statement(federation: FederationConfig, entries: Sequence[Entry]) -> di
         "noise_multiplier": plan.noise_multiplier,
         "clip_norm": plan.clip_norm,
         "releases": len(events),
-        "accountant": ACCOUNTANT,
+        "accountant": answered_by(events, delta=plan.delta),
         "words": _words(federation, epsilon, len(events)),
     }
 

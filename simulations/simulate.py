@@ -16,7 +16,6 @@ from intramural.core.layout import Vector
 from intramural.core.site import load_site
 from intramural.models.generation import Generation
 from intramural.models.resident import resident_model
-from intramural.privacy.plan import PrivacyPlan
 from intramural.server.checkpoint import load_checkpoint
 from intramural.server.export import beginning
 from intramural.server.report_html import render_html
@@ -39,7 +38,6 @@ from intramural.simulations.comparison import (
     test_results,
 )
 from intramural.simulations.sites import Deal, Dealt, deal
-from intramural.simulations.statements import write_statements
 
 Engine = Literal["inprocess", "ray"]
 MARK = "simulation.json"
@@ -100,6 +98,8 @@ def _check(plan: Simulation) -> None:
         )
     check_manifest(plan.deal.template.policy, plan.federation)
     if plan.federation.privacy is not None:
+        from intramural.privacy.plan import PrivacyPlan  # here: accounting takes a second to load
+
         PrivacyPlan.of(plan.federation)  # an impossible plan shows itself here
     data = plan.deal.template.data.path
     if not data.is_file():
@@ -158,7 +158,11 @@ def _add_comparison(
 ) -> dict[str, Any]:
     """Return the run's report with sites, comparisons and samples filled in."""
     report: dict[str, Any] = json.loads((plan.folder / REPORT).read_text())
-    report["privacy"] = write_statements(plan.federation, dealt.files, folder=plan.folder)
+    report["privacy"] = None
+    if plan.federation.privacy is not None:
+        from intramural.simulations.statements import write_statements  # as above
+
+        report["privacy"] = write_statements(plan.federation, dealt.files, folder=plan.folder)
     first = beginning(plan.federation, plan.deal.template.model)
     report["sites"] = [_site_facts(agent) for agent in agents]
     report["notes"] = list(dealt.notes)

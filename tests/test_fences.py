@@ -69,6 +69,12 @@ def test_what_needs_no_flower_loads_none(module: str, tmp_path: Path) -> None:
     assert loaded_by(module, folder=tmp_path) == []
 
 
+def test_a_simulation_without_privacy_does_not_wait_for_accounting(tmp_path: Path) -> None:
+    loaded = loaded_by("intramural.simulations.simulate", folder=tmp_path)
+    assert "torch" in loaded
+    assert not {"dp_accounting", "opacus"} & set(loaded)
+
+
 def test_importing_every_light_module_writes_no_file_and_no_environment(tmp_path: Path) -> None:
     light = ("core", "data", "strategies", "server", "client")
     modules = [

@@ -1,6 +1,6 @@
 """Charges and ledgers for tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -40,21 +40,12 @@ def charge(**changes: Any) -> Charge:
     return Charge(**fields | changes)
 
 
-class StepSum:
-    """Stands for an accountant where its figure does not matter: epsilon is steps / 10.
+def step_sum(events: Sequence[Event], *, delta: float, relation: Relation) -> float:
+    """Stand in for an accountant where its figure does not matter: epsilon is steps / 10.
 
     Under replace-one it is twice that.
     """
-
-    def __init__(self, relation: Relation) -> None:
-        self.each = 0.1 if relation == "add-remove" else 0.2
-        self.steps = 0
-
-    def add(self, event: Event) -> None:
-        self.steps += event.steps
-
-    def epsilon(self, delta: float) -> float:
-        return self.each * self.steps
+    return (0.1 if relation == "add-remove" else 0.2) * sum(event.steps for event in events)
 
 
 def clock(*, start: datetime = START, step_s: float = 60.0) -> Callable[[], datetime]:
@@ -69,7 +60,7 @@ def opened(path: Path, **changes: Any) -> Ledger:
         "site": "st-elsewhere",
         "data": "notes",
         "now": clock(),
-        "accountant": StepSum,
+        "composition": step_sum,
         "lock_wait_s": 0.0,
     }
     return Ledger(path, **settings | changes)

@@ -14,11 +14,12 @@ from dp_accounting.pld import PLDAccountant
 from intramural.core.errors import ConfigError, Refused
 from intramural.privacy.accountant import (
     ACCOUNTANT,
+    BOUND,
     RECORD_INTERVAL,
     SCREEN_INTERVAL,
-    Accountant,
     Event,
     Relation,
+    answered_by,
     epsilon_of,
     epsilon_pld,
     epsilon_prv,
@@ -78,6 +79,7 @@ def dp_accountings_own(history: Sequence[Steps], relation: Relation) -> float:
 @pytest.mark.parametrize("history", HISTORIES)
 def test_epsilon_is_dp_accountings_own(history: list[Steps]) -> None:
     own = dp_accountings_own(history, "add-remove")
+    assert answered_by(events(history), delta=DELTA) == ACCOUNTANT
     assert pld(history) == pytest.approx(own, rel=0.005)
     assert epsilon_rdp(events(history), delta=DELTA) >= 0.99 * own
 
@@ -142,10 +144,7 @@ def test_opacus_prv_agrees(number: int) -> None:
 
 
 def test_epsilon_grows_with_rounds_and_falls_with_noise_and_delta() -> None:
-    accountant, seen = Accountant("add-remove", interval=SCREEN_INTERVAL), [0.0]
-    for _ in range(12):
-        accountant.add(Event(sample_rate=0.02, noise_multiplier=1.0, steps=20))
-        seen.append(accountant.epsilon(DELTA))
+    seen = [0.0, *(pld([(0.02, 1.0, 20)] * rounds) for rounds in range(1, 13))]
     assert seen == sorted(set(seen))
     noisier = [pld([(0.02, noise, 100)]) for noise in (0.7, 0.9, 1.1, 2.0)]
     assert noisier == sorted(noisier, reverse=True)
@@ -160,62 +159,19 @@ def test_composing_is_far_from_adding_epsilons() -> None:
 @pytest.mark.parametrize("number", [13, 15, 17, 18])
 def test_order_does_not_matter(number: int) -> None:
     there, back = HISTORIES[number], HISTORIES[number][::-1]
-    asked = Accountant("add-remove", interval=SCREEN_INTERVAL)
-    for event in events(back):
-        asked.add(event)
-        asked.epsilon(DELTA)  # settles groups on the way, in another order than at the end
-    assert asked.epsilon(DELTA) == pytest.approx(pld(there), rel=1e-6)
     assert pld(back) == pytest.approx(pld(there), rel=1e-6)
 
 
-def test_asking_what_would_be_spends_nothing() -> None:
-    accountant = Accountant("add-remove", interval=SCREEN_INTERVAL)
-    first, *rest = events(HISTORIES[14])
-    accountant.add(first)
-    before = accountant.epsilon(DELTA)
-    foreseen = accountant.epsilon(DELTA, after=rest)
-    assert accountant.epsilon(DELTA) == before
-    for event in rest:
-        accountant.add(event)
-    assert accountant.epsilon(DELTA) == pytest.approx(foreseen, rel=1e-9)
-    assert foreseen > before
-
-
-def test_a_thousand_rounds_are_asked_in_no_time() -> None:
-    accountant = Accountant("add-remove")
-    for _ in range(1000):
-        accountant.add(Event(sample_rate=0.001, noise_multiplier=1.0, steps=20))
-        accountant.add(Event(sample_rate=1.0, noise_multiplier=100.0, steps=1))
-    spent = accountant.epsilon(DELTA)
-    began = time.perf_counter()
-    assert accountant.epsilon(DELTA) == spent
-    assert time.perf_counter() - began < 0.05
-
-
-def test_one_event_more_recomposes_only_its_own_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    accountant = Accountant("add-remove", interval=SCREEN_INTERVAL)
-    history = [(0.01, 1.0 + 0.01 * i, 40) for i in range(6)]
-    for event in events(history):
-        accountant.add(event)
-    accountant.epsilon(DELTA)
-    composed: list[object] = []
-    compose = Accountant._with
-
-    def counting(self: Accountant, *args: object) -> object:
-        composed.append(args[1:])
-        return compose(self, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Accountant, "_with", counting)
-    accountant.add(events(history)[-1])
-    accountant.epsilon(DELTA)
-    assert composed == [((0.01, 1.05), 80)]
-    accountant.add(events(history)[3])  # an old group again: the last one settles, this one grows
-    accountant.epsilon(DELTA)
-    assert composed[1:] == [((0.01, 1.05), 80), ((0.01, 1.03), 40)]
+def test_a_thousand_rounds_asked_again_answer_in_no_time() -> None:
+    history = events([(0.001, 1.0, 20), (1.0, 100.0, 1)] * 1000)
+    spent = epsilon_pld(history, delta=DELTA, relation="add-remove")
+    began = time.process_time()
+    assert epsilon_pld(history[::-1], delta=DELTA, relation="add-remove") == spent
+    assert time.process_time() - began < 0.05
 
 
 def test_nothing_costs_nothing() -> None:
-    assert Accountant("replace-one").epsilon(DELTA) == 0.0
+    assert pld([], "replace-one") == 0.0
     assert epsilon_rdp([], delta=DELTA) == epsilon_prv([], delta=DELTA) == 0.0
 
 
@@ -224,6 +180,7 @@ def test_useless_noise_costs_its_bound_and_no_memory(
     history: list[Steps], capfd: pytest.CaptureFixture[str]
 ) -> None:
     spent = pld(history)
+    assert answered_by(events(history), delta=DELTA) == BOUND
     assert spent == epsilon_rdp(events(history), delta=DELTA) > 100
     assert pld(history, "replace-one") > spent
     assert capfd.readouterr().err == ""
@@ -248,7 +205,7 @@ def test_steps_and_delta_are_checked() -> None:
         Event(sample_rate=0.5, noise_multiplier=1.0, steps=0)
     for delta in (0.0, 1.0, math.nan):
         with pytest.raises(ConfigError, match="delta must be above 0 and below 1"):
-            Accountant("add-remove").epsilon(delta)
+            pld([(0.5, 1.0, 1)], delta=delta)
 
 
 def test_accountants_are_called_by_name_and_gdp_is_refused() -> None:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from intramural.privacy.accountant import ACCOUNTANT, Event, Relation, epsilon_pld
 from intramural.privacy.charges import Charge, Spending, Unit, told
-from tests.privacy.ledgers import StepSum, charge
+from tests.privacy.ledgers import charge, step_sum
 
 KINDS: list[tuple[Unit, Relation]] = [
     (unit, relation) for unit in get_args(Unit) for relation in get_args(Relation)
@@ -16,7 +16,7 @@ KINDS: list[tuple[Unit, Relation]] = [
 
 
 def spending(*charges: Charge, real: bool = False) -> Spending:
-    spending = Spending() if real else Spending(StepSum)
+    spending = Spending() if real else Spending(step_sum)
     for one in charges:
         spending.add(one)
     return spending

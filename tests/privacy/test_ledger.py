@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from hypothesis import strategies as st
 
 from intramural.core.errors import BudgetExhausted, LedgerError
 from intramural.core.journal import GENESIS, Journal, scan
-from intramural.privacy.accountant import Accountant, Relation
+from intramural.privacy.accountant import Event, Relation, epsilon_pld
 from intramural.privacy.book import body_of, read_book
 from intramural.privacy.charges import Charge
 from intramural.privacy.ledger import Ledger
-from tests.privacy.ledgers import START, charge, clock, opened
+from tests.privacy.ledgers import START, charge, clock, opened, step_sum
 
 DELTA = 1e-5
 
@@ -111,15 +112,40 @@ def test_what_is_foreseen_is_not_written(tmp_path: Path) -> None:
     assert ledger.path.read_bytes() == before
 
 
+def test_rounds_foreseen_are_composed_once_and_a_round_more_anew(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def counting(events: Sequence[Event], *, delta: float, relation: Relation) -> float:
+        asked.append(sum(event.steps for event in events))
+        return step_sum(events, delta=delta, relation=relation)
+
+    ledger = opened(tmp_path / "ledger.jsonl", composition=counting)
+    rounds = [charge(round=r) for r in (1, 2, 3)]
+    ledger.foresee(rounds, epsilon_lifetime=6.0, delta=DELTA)
+    for one in rounds:
+        taken(ledger, one, lifetime=6.0)
+    assert asked == [60]
+    with pytest.raises(BudgetExhausted):
+        taken(ledger, charge(round=3, attempt=2), lifetime=6.0)
+    assert asked[1:] == [80, 60]
+    other = charge(round=4, noise_multiplier=9.0)  # as few steps, of a mechanism not foreseen
+    with pytest.raises(BudgetExhausted):
+        taken(ledger, other, lifetime=6.0)
+
+
+def test_what_was_foreseen_within_one_limit_is_not_within_a_lower_one(tmp_path: Path) -> None:
+    ledger = opened(tmp_path / "ledger.jsonl")
+    ledger.foresee([charge(), charge(round=2)], epsilon_lifetime=4.0, delta=DELTA)
+    with pytest.raises(BudgetExhausted):
+        taken(ledger, lifetime=1.9)
+
+
 @pytest.mark.parametrize("answer", [float("nan"), float("inf")])
 def test_an_epsilon_that_is_no_number_is_refused(tmp_path: Path, answer: float) -> None:
-    class Broken:
-        def __init__(self, relation: Relation) -> None: ...
-        def add(self, event: object) -> None: ...
-        def epsilon(self, delta: float) -> float:
-            return answer
+    def broken(events: Sequence[Event], *, delta: float, relation: Relation) -> float:
+        return answer
 
-    ledger = opened(tmp_path / "ledger.jsonl", accountant=Broken)
+    ledger = opened(tmp_path / "ledger.jsonl", composition=broken)
     with pytest.raises(BudgetExhausted):
         taken(ledger, lifetime=1e9)
     assert len(ledger) == 1
@@ -127,7 +153,7 @@ def test_an_epsilon_that_is_no_number_is_refused(tmp_path: Path, answer: float) 
 
 def test_the_budget_holds_with_the_real_accountant(tmp_path: Path) -> None:
     # dp-accounting's PLD: 2000 steps at rate 0.01, noise 1 cost 2.584 at delta 1e-5
-    ledger = opened(tmp_path / "ledger.jsonl", accountant=Accountant)
+    ledger = opened(tmp_path / "ledger.jsonl", composition=epsilon_pld)
     for half in (1, 2):
         taken(ledger, charge(steps=1000, round=half), lifetime=2.59)
     assert ledger.spent(DELTA).epsilon == pytest.approx(2.584, abs=1e-3)
@@ -224,7 +250,7 @@ def test_a_thousand_rounds_are_read_and_answered_quickly(
             journal.append("settled", charge=entry.seq, outcome="done")
     journal.close()
     late = clock(start=datetime(2027, 1, 1, tzinfo=UTC))
-    ledger = opened(path, accountant=Accountant, now=late)
+    ledger = opened(path, composition=epsilon_pld, now=late)
     ledger.charge(charge(round=1001), epsilon_lifetime=50.0, delta=DELTA)
     started = time.process_time()
     epsilon = ledger.epsilon(DELTA)

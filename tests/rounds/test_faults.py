@@ -59,8 +59,9 @@ def test_a_site_with_bad_records_refuses_with_the_line_and_not_the_record(
     bad = [*rows()[:40], {"title": "CANARY-7f3a9c", "chapter": "CANARY-7f3a9c"}]
     site(folder, "site-3", bad, data={"strict": True})
     config = federation(bert, sites={"min": 3, "quorum": 0.6})
-    with pytest.raises(RoundError, match=r"2 of 3 .*line 41, column 'chapter': unknown label"):
+    with pytest.raises(RoundError, match=r"2 of 3 .*line 41, column 'chapter': unknown label") as e:
         run(tmp_path / "run", config, folder)
+    assert e.value.exit_code == 1
     for path in (tmp_path / "run").rglob("*"):
         assert path.is_dir() or b"CANARY-7f3a9c" not in path.read_bytes()
 
@@ -69,8 +70,9 @@ def test_sites_that_all_refuse_fail_the_run_and_leave_no_result(tmp_path: Path, 
     folder = tmp_path / "sites"
     for number in (1, 2):
         site(folder, f"site-{number}", rows()[:40], policy={"records_min": 1000})
-    with pytest.raises(RoundError, match=r"0 of 2 sites can take part .*records_min"):
+    with pytest.raises(RoundError, match=r"0 of 2 sites can take part .*records_min") as error:
         run(tmp_path / "run", federation(bert, sites={"min": 2}), folder)
+    assert error.value.exit_code == 3  # rules said no, and nothing else was wrong
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"journal.jsonl"}
 
 

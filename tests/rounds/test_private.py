@@ -13,7 +13,7 @@ from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
 
-from intramural.core.errors import RoundError
+from intramural.core.errors import RoundRefused
 from intramural.core.federation import FederationConfig
 from intramural.core.journal import scan
 from intramural.core.site import load_site
@@ -190,7 +190,7 @@ def test_runs_that_share_ledgers_add_up_until_the_lifetime_is_spent(
 
     spent = {file.name: file.read_bytes() for file in ledgers.glob("*.jsonl")}
     third = private(bert, federation={"name": "run-3"})
-    with pytest.raises(RoundError, match="the data set's privacy budget is exhausted"):
+    with pytest.raises(RoundRefused, match="the data set's privacy budget is exhausted"):
         simulated(tmp_path, third, out="3", ledgers=ledgers, policy=policy)
     assert {file.name: file.read_bytes() for file in ledgers.glob("*.jsonl")} == spent
     assert not (tmp_path / "3" / "report.json").exists()

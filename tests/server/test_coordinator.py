@@ -120,6 +120,27 @@ def test_without_a_quorum_the_run_fails_and_names_the_reasons(tmp_path: Path) ->
     assert load_checkpoint(tmp_path / "checkpoints") == (None, [])
 
 
+@pytest.mark.parametrize(
+    ("reasons", "exit_code"),
+    [
+        (["budget-exhausted", "budget-exhausted"], 3),
+        (["budget-exhausted", "refused"], 3),
+        (["budget-exhausted", "data"], 1),  # something is to be mended, not decided
+        (["at-site", "at-site"], 1),
+    ],
+)
+def test_a_run_ended_by_the_sites_own_rules_has_their_exit_code(
+    tmp_path: Path, reasons: list[str], exit_code: int
+) -> None:
+    def refusal(reason: str) -> Any:
+        return lambda update: Refusal(site=update.site, reason=reason, detail="no")
+
+    answers = {f"site-{n}": refusal(reason) for n, reason in enumerate(reasons, start=1)}
+    with pytest.raises(RoundError, match="1 good answers, 3 needed") as error:
+        coordinate(tmp_path, small(), grid_of(faulty(answers)))
+    assert error.value.exit_code == exit_code
+
+
 def test_a_round_s_record_tells_of_all_its_attempts(tmp_path: Path) -> None:
     tries: list[int] = []
 

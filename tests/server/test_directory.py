@@ -51,7 +51,7 @@ def test_of_two_nodes_with_one_name_the_first_keeps_it_while_it_is_there() -> No
     directory = directory_of(grid := grid_of(impostor, 2))
     greet(directory)
     assert directory.nodes == {"site-1": 1}
-    assert directory.refusals == {2: "two nodes say they are site 'site-1'"}
+    assert directory.why == "two nodes say they are site 'site-1'"
     grid.connected = {2}
     greet(directory)
     assert directory.nodes == {}
@@ -77,7 +77,7 @@ def test_a_node_that_left_is_greeted_anew_and_may_have_been_mended() -> None:
 
     directory = directory_of(grid := grid_of(answer, 1))
     greet(directory)
-    assert directory.refusals == {1: "flower-4"}
+    assert directory.why == "flower-4"
     grid.connected = set()
     greet(directory)
     grid.connected, broken = {1}, False
@@ -101,7 +101,7 @@ def test_a_greeting_that_is_given_up_still_counts_when_it_comes() -> None:
     assert not greet(directory)
     directory.give_up()
     assert greet(directory)
-    assert directory.refusals == {2: "a node does not answer its greeting"}
+    assert directory.why == "a node does not answer its greeting"
     grid.silent, grid.connected = set(), {1, 2}
     for arrival in directory._post.arrivals():
         assert directory.took(arrival)
