@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +15,9 @@ from intramural.core.metrics import Sums
 from intramural.core.site import SiteConfig
 from intramural.data.records import Record
 from intramural.privacy.accountant import ACCOUNTANT
+from intramural.privacy.charges import Purpose
 from intramural.privacy.ledger import Charge, Ledger, Outcome
-from intramural.privacy.metrics import noised_counts
+from intramural.privacy.metrics import SENSITIVITY, noised_counts
 from intramural.privacy.plan import PrivacyPlan, evaluations
 from intramural.privacy.random import SecureRandom
 from intramural.privacy.sampler import persons_of
@@ -34,7 +34,8 @@ class Guard:
     Guarantees:
         The body of `charged` runs only once the ledger on disk holds the cost; what was charged is
         never refunded, so that a crash counts too much and never too little. One run is
-        charged at most policy.retries_max times beyond its plan.
+        charged at most policy.retries_max times beyond its plan; but the coordinator names the
+        run, and may start another: only policy.epsilon_lifetime bounds them all.
     """
 
     def __init__(self, site: SiteConfig, federation: FederationConfig) -> None:
@@ -66,6 +67,13 @@ class Guard:
         Raises:
             BudgetExhausted: It cannot.
         """
+        if self._site.policy.epsilon_lifetime is None:
+            log.warning(
+                "%s: policy.epsilon_lifetime is not set in site.toml: nothing bounds what all runs "
+                "on this data set spend together",
+                self._site.site.name,
+            )
+        self.ledger.refresh()
         self.ledger.foresee(
             [
                 *(self._charge(round_, run=run) for round_ in self._rounds_left(run)),
@@ -104,7 +112,7 @@ class Guard:
         """
         if not 1 <= round_ <= self.plan.rounds:
             raise Refused(f"round {round_} is not one of the manifest's {self.plan.rounds}")
-        with self._settled(self._charge(round_, run=run)):
+        with self._settled(round_, run=run):
             yield
 
     @contextmanager
@@ -117,21 +125,22 @@ class Guard:
                 "on public records"
             )
         random = self.random(round_, use="metrics")
-        with self._settled(self._charge(round_, run=run, purpose="metrics")):
+        with self._settled(round_, run=run, purpose="metrics"):
             yield partial(noised_counts, noise_multiplier=noise, random=random)
 
     @contextmanager
-    def _settled(self, charge: Charge) -> Iterator[None]:
+    def _settled(self, round_: int, *, run: str, purpose: Purpose = "train") -> Iterator[None]:
         """Charge before the body runs, and settle after it, however it ends."""
-        own = [c for c in self._own(charge.run_id) if c.purpose == charge.purpose]
-        planned = self.plan.rounds if charge.purpose == "train" else self._evaluations()
+        self.ledger.refresh()
+        own = [c for c in self._own(run) if c.purpose == purpose]
+        planned = self.plan.rounds if purpose == "train" else self._evaluations()
         if len(own) >= planned + self._site.policy.retries_max:
             raise Refused(
                 f"this run was charged {len(own)} times, of {planned} planned and "
                 "policy.retries_max more; raise it in site.toml to let the run go on"
             )
         place = self.ledger.charge(
-            charge,
+            self._charge(round_, run=run, purpose=purpose),
             epsilon_lifetime=self._site.policy.epsilon_lifetime,
             delta=self._site.policy.delta_lifetime,
         )
@@ -152,11 +161,9 @@ class Guard:
         """Whether nothing is drawn from a test's seed."""
         return self._site.policy.not_private_seed is None
 
-    def _charge(
-        self, round_: int, *, run: str, purpose: Literal["train", "metrics"] = "train"
-    ) -> Charge:
-        plan = self.plan
-        event = plan.event() if purpose == "train" else plan.metrics_event()
+    def _charge(self, round_: int, *, run: str, purpose: Purpose = "train") -> Charge:
+        plan, training = self.plan, purpose == "train"
+        event = plan.event() if training else plan.metrics_event()
         assert event is not None
         same = [c for c in self._own(run) if (c.round, c.purpose) == (round_, purpose)]
         random = self.random(round_)
@@ -170,7 +177,7 @@ class Guard:
             sample_rate=event.sample_rate,
             noise_multiplier=event.noise_multiplier,
             steps=event.steps,
-            clip_norm=plan.clip_norm,
+            clip_norm=plan.clip_norm if training else SENSITIVITY,
             unit=plan.unit,
             relation=plan.relation,
             records_per_person=plan.records_per_person,
@@ -178,7 +185,7 @@ class Guard:
             sampler="poisson",
             random=random.kind,
             is_private=random.is_private,
-            engine=plan.engine,
+            engine=plan.engine if training else "counts",
             accountant=ACCOUNTANT,
             version=version("intramural"),
         )

@@ -11,6 +11,7 @@ import typer
 from intramural.core.errors import ConfigError
 from intramural.core.files import write_json
 from intramural.core.site import load_site
+from intramural.privacy.told import told
 
 if TYPE_CHECKING:  # the accountant takes a second to load: only commands that need it wait
     from intramural.privacy.book import Book
@@ -52,8 +53,6 @@ def show_command(
 
     Example: intramural client ledger show site.toml --delta 1e-6
     """
-    from intramural.privacy.charges import told
-
     found = _found(place, delta)
     spent = _spent(found)
     if as_json:

@@ -12,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from intramural.core.canonical import canonical_json, digest_json
 from intramural.core.errors import JournalError
-from intramural.core.files import sync_folder
+from intramural.core.files import make_folder, sync_folder
 
 GENESIS = "sha256:" + "0" * 64
+BEGINNING = b'{"body":'
+"""What an entry's line begins with, for keys are written in order."""
 
 
 class Entry(BaseModel):
@@ -52,6 +54,8 @@ class Scan:
     entries: tuple[Entry, ...]
     sound_bytes: int
     """Length of the part that is whole; what follows is a torn last record."""
+    unended: bool
+    """The last entry is whole and lacks its line's end alone."""
 
 
 def scan(path: Path) -> Scan:
@@ -61,15 +65,15 @@ def scan(path: Path) -> Scan:
         JournalError: An entry is altered, missing or out of order; the first bad one is named.
     """
     entries: list[Entry] = []
-    previous, sound_bytes = GENESIS, 0
+    previous, sound_bytes, unended = GENESIS, 0, False
     for line in _lines(path):
-        torn = not line.endswith(b"\n")
-        if torn:
-            break  # a crash in the middle of a write; its effect never happened
-        seq = len(entries)
+        seq, unended = len(entries), not line.endswith(b"\n")
         try:
             entry = Entry.model_validate_json(line)
         except ValidationError:
+            if unended and line.startswith(BEGINNING[: len(line)]):
+                unended = False
+                break  # a crash in the middle of a write; its effect never happened
             raise JournalError(f"{path}: entry {seq} is not a journal entry; restore it") from None
         if entry.seq != seq or entry.previous != previous:
             raise JournalError(f"{path}: entry {seq} does not follow the one before; restore it")
@@ -77,7 +81,7 @@ def scan(path: Path) -> Scan:
             raise JournalError(f"{path}: entry {seq} was altered; restore it from a copy")
         entries.append(entry)
         previous, sound_bytes = entry.digest, sound_bytes + len(line)
-    return Scan(entries=tuple(entries), sound_bytes=sound_bytes)
+    return Scan(entries=tuple(entries), sound_bytes=sound_bytes, unended=unended)
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -101,7 +105,7 @@ class Journal:
         Raises:
             JournalError: The journal on disk is broken; see `scan`.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         found = scan(path)
         self.path = path
         self.entries = list(found.entries)
@@ -109,6 +113,8 @@ class Journal:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (lives as long as the journal)
         try:
             self._file.truncate(found.sound_bytes)
+            if found.unended:
+                self._write(b"\n")
             sync_folder(path.parent)
         except BaseException:
             self._file.close()

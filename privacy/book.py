@@ -1,5 +1,6 @@
 """Book: what a privacy ledger's file holds, read and verified."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ class Settled(BaseModel):
     charge: Annotated[int, Field(ge=1)]
     """Place of the charge's entry."""
     outcome: Outcome
+    nonce: str = Field(default_factory=lambda: secrets.token_hex(16))
+    """The chain's head leaves the site: without this, who knows two of them could try out the
+    times between them, and with the time of training learn about the records."""
 
 
 @dataclass(frozen=True, kw_only=True)

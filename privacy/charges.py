@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -14,8 +15,11 @@ from intramural.privacy.accountant import (
     answered_by,
     epsilon_pld,
 )
+from intramural.privacy.told import told
 
 Unit = Literal["record", "person"]
+Purpose = Literal["train", "metrics"]
+"""What a charge releases: a trained update, or evaluation counts."""
 Steps = Counter[Mechanism]
 """Steps of each mechanism."""
 
@@ -37,8 +41,7 @@ class Charge(BaseModel):
     round: Whole
     attempt: Whole
     """1 for a round's first charge, 2 for the next, after a crash or a lost reply."""
-    purpose: Literal["train", "metrics"]
-    """What is released: a trained update, or evaluation counts."""
+    purpose: Purpose
     sample_rate: Annotated[float, Field(gt=0, le=1)]
     """Probability with which a step draws each unit; 1: every unit is always used."""
     noise_multiplier: Above0
@@ -111,18 +114,18 @@ class Spending:
 
     Units and relations may differ between charges; the rule is the simplest that is sound:
 
-    | charges                   | a person                | a record                |
-    |---------------------------|-------------------------|-------------------------|
-    | all record, one relation  | no claim                | all, that relation      |
-    | all record, relations mix | no claim                | all, replace-one        |
-    | all person, one relation  | all, that relation      | all, replace-one        |
-    | all person, relations mix | all, replace-one        | all, replace-one        |
-    | units mix                 | no claim                | all, replace-one        |
+    | charges                   | a person           | a record                            |
+    |---------------------------|--------------------|-------------------------------------|
+    | all record, one relation  | no claim           | that relation                       |
+    | all record, relations mix | no claim           | replace-one                         |
+    | all person, one relation  | that relation      | add-remove, composed as replace-one |
+    | all person, relations mix | replace-one        | add-remove, composed as replace-one |
+    | units mix                 | no claim           | add-remove, composed as replace-one |
 
     A record that comes or goes changes its person's clipped vector but does not remove it: for a
-    person's mechanism that is a replacement. And replace-one covers add-remove, since a replaced
-    unit's vector may be zero. So the right column holds, and adding a charge of any kind never
-    lowers the epsilon told.
+    person's mechanism that is a replacement, and no more is claimed, for a record put in the place
+    of another person's changes two persons. And replace-one covers add-remove, since a replaced
+    unit's vector may be zero. So adding a charge of any kind never lowers the epsilon told.
 
     Guarantees:
         `epsilon` is that of every charge together, for the `unit` and `relation` told with it.
@@ -160,7 +163,7 @@ class Spending:
         A run is foreseen whole when it is admitted, so its rounds cost no new composition.
         """
         charges = [*self._charges, *after]
-        relation = relation_of(charges, unit_of(charges))
+        relation = composed_as(charges, unit_of(charges))
         foreseen, epsilon = self._answers.get((relation, delta), (Counter(), 0.0))
         if epsilon <= limit and _steps_of(charges) <= foreseen:
             return True
@@ -170,7 +173,6 @@ class Spending:
         """Return what was spent, with what it means."""
         charges = self._charges
         unit = unit_of(charges)
-        relation, record_relation = relation_of(charges, unit), relation_of(charges, "record")
         epsilon = self.epsilon(delta)
         is_private = all(charge.is_private for charge in charges)
         return Spent(
@@ -179,11 +181,11 @@ class Spending:
             epsilon=epsilon,
             delta=delta,
             unit=unit,
-            relation=relation,
+            relation=relation_of(charges, unit),
             sampler="poisson",
             accountant=answered_by(events_of(charges), delta=delta),
             epsilon_record=self._epsilon("record", delta),
-            record_relation=record_relation,
+            record_relation=relation_of(charges, "record"),
             epsilon_person=epsilon if unit == "person" else None,
             is_private=is_private,
             claim=claim_of(charges, epsilon, delta),
@@ -191,7 +193,7 @@ class Spending:
 
     def _epsilon(self, unit: Unit, delta: float, after: Sequence[Charge] = ()) -> float:
         charges = [*self._charges, *after]
-        relation, steps = relation_of(charges, unit), _steps_of(charges)
+        relation, steps = composed_as(charges, unit), _steps_of(charges)
         known = self._answers.get((relation, delta))
         if known is not None and known[0] == steps:  # what was foreseen was then charged
             return known[1]
@@ -222,6 +224,13 @@ def unit_of(charges: Sequence[Charge]) -> Unit:
 
 
 def relation_of(charges: Sequence[Charge], unit: Unit) -> Relation:
+    """Return the relation under which the epsilon of a unit is told; see `Spending`."""
+    if unit == "record" and any(charge.unit == "person" for charge in charges):
+        return "add-remove"
+    return composed_as(charges, unit)
+
+
+def composed_as(charges: Sequence[Charge], unit: Unit) -> Relation:
     """Return the relation under which all the charges are composed for a unit."""
     kinds = {(charge.unit, charge.relation) for charge in charges}
     if len(kinds) == 1:
@@ -237,6 +246,8 @@ def claim_of(charges: Sequence[Charge], epsilon: float, delta: float) -> str:
         return "nothing was charged"
     if not all(charge.is_private for charge in charges):
         return "none: seeded randomness"
+    if not isfinite(epsilon):
+        return f"none: no finite epsilon at delta {delta:g}"
     unit = unit_of(charges)
     relation = relation_of(charges, unit)
     change = "added or removed" if relation == "add-remove" else "replaced"
@@ -246,12 +257,6 @@ def claim_of(charges: Sequence[Charge], epsilon: float, delta: float) -> str:
     )
     if len({charge.unit for charge in charges}) > 1:
         claim += "; no claim for persons: some charges bound records only"
-    if len({charge.relation for charge in charges}) > 1:
-        claim += "; charges of both relations, composed as replace-one"
+    if composed_as(charges, unit) != relation or len({c.relation for c in charges}) > 1:
+        claim += "; composed as replace-one"
     return claim
-
-
-def told(epsilon: float) -> str:
-    """Return epsilon for people: four decimals, rounded up, so that no print under-reports."""
-    rounded = f"{epsilon:.4f}"
-    return rounded if float(rounded) >= epsilon - 1e-9 else f"{epsilon + 1e-4:.4f}"

@@ -16,6 +16,7 @@ from intramural.core.config import load_config
 from intramural.core.errors import ConfigError, Refused
 from intramural.core.federation import FederationConfig
 from intramural.core.files import write_atomic
+from intramural.privacy.told import told
 
 if TYPE_CHECKING:  # dp-accounting takes seconds to load, and other commands need none
     from intramural.privacy.accountant import Relation
@@ -94,7 +95,10 @@ def plan_command(
         plan = _plan_of(named, epsilon=epsilon, noise=noise, relation=relation)
     found = _costs(plan)
     if plot is not None:
-        write_atomic(plot, _curve_svg(plan).encode())
+        try:
+            write_atomic(plot, _curve_svg(plan).encode())
+        except OSError as error:
+            raise ConfigError(f"--plot {plot}: {error.strerror}; name a file to write") from None
     if as_json:
         typer.echo(json.dumps(found))
         return
@@ -226,10 +230,7 @@ def _table(found: dict[str, Any]) -> Table:
 
 
 def _told(epsilon: float | None) -> str:
-    """Return an epsilon to four decimals, rounded up, so that no print under-reports."""
-    if epsilon is None:
-        return "no answer"
-    return f"{-(-epsilon * 1e4 // 1) / 1e4:.4f}"
+    return "no answer" if epsilon is None else told(epsilon)
 
 
 def _curve_svg(plan: Any) -> str:

@@ -1,9 +1,7 @@
 """Ledger: a site's durable record of the privacy one data set has spent."""
 
-import fcntl
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -12,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from intramural.core.errors import BudgetExhausted, LedgerError
+from intramural.core.files import exclusive
 from intramural.core.journal import Entry, Journal, utc_now
 from intramural.privacy.accountant import epsilon_pld
 from intramural.privacy.book import (
@@ -25,14 +24,16 @@ from intramural.privacy.book import (
     book_of,
     rolled_back,
 )
-from intramural.privacy.charges import Charge, Composition, Spending, Spent, told, unit_of
+from intramural.privacy.charges import Charge, Composition, Spending, Spent, unit_of
+from intramural.privacy.told import told
 
 __all__ = ["Charge", "Ledger", "Outcome", "Spent"]
 
 CLOCK_BACK_MAX = timedelta(minutes=5)
 """A clock set back by no more than this is taken for a correction."""
 LOCK_WAIT_S = 10.0
-LOCK_POLL_S = 0.02
+IDENTITY_BYTES = 32
+"""Of a ledger's random name, which its lock file keeps too."""
 
 
 class Ledger:
@@ -46,9 +47,10 @@ class Ledger:
         When `charge` has returned, the charge survives a crash and a power cut; when it raised,
         the work must not begin. So at every moment `epsilon` of the ledger on disk is at least
         that of all noise drawn: of all runs, trials, aborted rounds and retries on the data set.
-        A changed, lost or reordered entry is noticed before the next charge. A ledger restored
-        from an older copy is noticed while it is in use, else only by `check_head`. Void where the
-        data is used without a charge, or under another data set's name.
+        A changed, lost or reordered entry is noticed before the next charge, and so is a ledger
+        that is gone while its lock file is not. One restored from an older copy is noticed while
+        it is in use, else only by `check_head`. Void where the data is used without a charge, or
+        under another data set's name.
     """
 
     def __init__(
@@ -133,6 +135,15 @@ class Ledger:
         with self._exclusive():
             self._check_budget(charges, epsilon_lifetime, delta)
 
+    def refresh(self) -> None:
+        """Read what other processes have written since.
+
+        Raises:
+            LedgerError: The ledger cannot be read.
+        """
+        with self._exclusive():
+            pass
+
     def settle(self, charge: int, *, outcome: Outcome) -> None:
         """Note how a charge's work ended. For people: no charge is ever refunded.
 
@@ -170,18 +181,49 @@ class Ledger:
     @contextmanager
     def _exclusive(self) -> Iterator[Journal]:
         """Hold the lock and the journal, with all that others wrote counted."""
-        lock = self.path.with_name(f"{self.path.name}.lock")
-        with as_ledger_error(self.path), _locked(lock, wait_s=self._lock_wait_s):
+        with as_ledger_error(self.path), self._locked() as lock:
+            known = os.pread(lock, IDENTITY_BYTES, 0).decode(errors="replace")
             journal = Journal(self.path, now=lambda: self._time(journal))
             try:
                 if not journal.entries and self._last is None:
-                    identity = secrets.token_hex(16)
-                    opened = Opened(site=self.site, data=self.data, format=FORMAT, ledger=identity)
-                    journal.append("opened", **body_of(opened))
+                    self._begin(journal, known)
                 self._catch_up(journal)
+                identity = self.book.opened.ledger
+                if len(known) == IDENTITY_BYTES and known != identity:
+                    raise self._gone(known)
+                if known != identity:
+                    os.pwrite(lock, identity.encode(), 0)
+                    os.fsync(lock)
                 yield journal
             finally:
                 journal.close()
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        lock = self.path.with_name(f"{self.path.name}.lock")
+        try:
+            with exclusive(lock, wait_s=self._lock_wait_s) as descriptor:
+                yield descriptor
+        except BlockingIOError:
+            raise LedgerError(
+                f"{lock.name}: another process holds it for {self._lock_wait_s:g} s already; let "
+                "its charge finish, or end that process"
+            ) from None
+
+    def _begin(self, journal: Journal, known: str) -> None:
+        """Begin a ledger, where there never was one."""
+        if len(known) == IDENTITY_BYTES:
+            raise self._gone(known)
+        identity = secrets.token_hex(IDENTITY_BYTES // 2)
+        opened = Opened(site=self.site, data=self.data, format=FORMAT, ledger=identity)
+        journal.append("opened", **body_of(opened))
+
+    def _gone(self, identity: str) -> LedgerError:
+        return LedgerError(
+            f"{self.path.name}: ledger {identity[:8]} was here, as {self.path.name}.lock knows, "
+            "and is gone or exchanged; restore its newest copy: beginning anew would forget what "
+            "the data set has spent"
+        )
 
     def _append(self, journal: Journal, kind: str, body: BaseModel) -> Entry:
         entry = journal.append(kind, **body_of(body))
@@ -218,26 +260,3 @@ class Ledger:
                 f"{last.isoformat(timespec='seconds')}; set the clock right"
             )
         return max(now, last)
-
-
-@contextmanager
-def _locked(path: Path, *, wait_s: float) -> Iterator[None]:
-    """Hold an exclusive lock on a file beside the ledger; the system frees a dead process's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + wait_s
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise LedgerError(
-                        f"{path.name}: another process holds it for {wait_s:g} s already; let its "
-                        "charge finish, or end that process"
-                    ) from None
-                time.sleep(LOCK_POLL_S)
-        yield
-    finally:
-        os.close(descriptor)

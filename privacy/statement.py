@@ -1,6 +1,7 @@
 """Statement: what a site can claim of its privacy, read off its ledger and nothing else."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from intramural.privacy.charges import Charge, Spending
@@ -41,8 +42,8 @@ def statement_of(ledger: Ledger, *, delta: float, run: str | None = None) -> dic
         "data": ledger.data,
         "claim": spent.claim,
         "private": private,
-        "epsilon": spent.epsilon if private else None,
-        "epsilon_of_this_run": epsilon_of(own, delta) if private and own else None,
+        "epsilon": _number(spent.epsilon) if private else None,
+        "epsilon_of_this_run": _number(epsilon_of(own, delta)) if private and own else None,
         "delta": delta,
         "unit": spent.unit,
         "records_per_person": _told(charges, "records_per_person"),
@@ -51,7 +52,7 @@ def statement_of(ledger: Ledger, *, delta: float, run: str | None = None) -> dic
         "sample_rate": _told(charges, "sample_rate"),
         "clip_norm": _told(charges, "clip_norm"),
         "noise_multiplier": _told(charges, "noise_multiplier"),
-        "steps": sum(charge.steps for charge in charges),
+        "steps": sum(charge.steps for charge in charges if charge.purpose == "train"),
         "charges": spent.charges,
         "runs": spent.runs,
         "random": _told(charges, "random"),
@@ -66,6 +67,10 @@ def statement_of(ledger: Ledger, *, delta: float, run: str | None = None) -> dic
 def epsilon_of(charges: Sequence[Charge], delta: float) -> float:
     """Return the epsilon of some charges composed, by the same rule as the ledger's."""
     return Spending().epsilon(delta, after=charges)
+
+
+def _number(epsilon: float) -> float | None:
+    return epsilon if isfinite(epsilon) else None
 
 
 def _told(charges: Iterable[Charge], name: str) -> Any:

@@ -191,8 +191,6 @@ class Coordinator:
                 return reply.reason
             case Update() if phase == Phase.TRAIN:
                 fits = reply.layout == self.setting.layout.digest and reply.weight >= 1
-                if self._private and (problem := self._ledgers.problem(reply)):
-                    return problem
             case Evaluated() if phase != Phase.TRAIN:
                 fits = reply.split == ("test" if phase == Phase.TEST else "validation")
                 fits = fits and self._sums_fit(reply.sums)
@@ -218,6 +216,8 @@ class Coordinator:
         try:
             if isinstance(reply, Update):
                 assert self._fold is not None
+                if self._private and (problem := self._ledgers.problem(reply)):
+                    return problem
                 self.setting.rule.add(self._fold, reply)
                 self._losses[reply.site] = (reply.loss, reply.weight)
                 self._ledgers.note(reply)

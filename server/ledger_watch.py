@@ -5,6 +5,8 @@ from typing import Any
 
 from intramural.core.messages import Update
 
+_NOTHING: dict[str, Any] = {"entries": 0, "head": None, "seeded": False, "rolled_back": False}
+
 
 class LedgerWatch:
     """Remembers each site's ledger as last heard, over rounds and restarts of a run."""
@@ -18,11 +20,15 @@ class LedgerWatch:
         """Return why an update under [privacy] cannot count, or None.
 
         A charge adds an entry, so a ledger that is no longer than before was rolled back, or the
-        round was not charged.
+        round was not charged. That holds for the rest of the run: a ledger rolled back grows again
+        with every try, and says too little for good.
         """
-        known = self._heard.get(update.site, {}).get("entries", 0)
-        charged = update.ledger_head is not None and (update.ledger_entries or 0) > known
-        return None if charged else "ledger-rolled-back"
+        known = self._heard.get(update.site, {})
+        grown = (update.ledger_entries or 0) > known.get("entries", 0)
+        if known.get("rolled_back") or update.ledger_head is None or not grown:
+            self._heard[update.site] = _NOTHING | known | {"rolled_back": True}
+            return "ledger-rolled-back"
+        return None
 
     def note(self, update: Update) -> None:
         """Remember a counted update's ledger."""
@@ -31,6 +37,7 @@ class LedgerWatch:
                 "entries": update.ledger_entries,
                 "head": update.ledger_head,
                 "seeded": update.seeded,
+                "rolled_back": False,
             }
 
     def record(self) -> dict[str, dict[str, Any]]:

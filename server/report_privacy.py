@@ -1,8 +1,10 @@
 """What a report says of privacy: a line for the screen, a table for the page."""
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any, Final
 
+from intramural.privacy.told import told
 from intramural.server.report_words import NO_PRIVACY, Report, number_text
 
 TERMS: Final = {
@@ -32,22 +34,22 @@ def privacy_line(report: Report) -> str:
         return f"NOT PRIVATE: {', '.join(plan['seeded'])} drew from a test's seed."
     if plan and not sites:
         lines.append(
-            f"Differential privacy was planned: epsilon {plan['epsilon']:.4g} at delta "
+            f"Differential privacy was planned: epsilon {told(plan['epsilon'])} at delta "
             f"{plan['delta']:g} over the run, one {plan['unit']}, {plan['relation']}, "
             f"{plan['sampler']} sampling; {plan['accountant']}. What each site has spent over all "
             "its runs, its own ledger says."
         )
     if sites:
-        told = list(sites.values())
-        if not all(site.get("private") for site in told):
+        stated = list(sites.values())
+        if not all(site.get("private") for site in stated):
             return "NOT PRIVATE: sampling and noise came from a test's seed."
-        epsilons = [site["epsilon"] for site in told]
-        terms = sorted({f"{s['unit']}, {s['relation']}, {s['sampler']} sampling" for s in told})
-        deltas = sorted({f"{site['delta']:g}" for site in told})
+        epsilons = [inf if site["epsilon"] is None else site["epsilon"] for site in stated]
+        terms = sorted({f"{s['unit']}, {s['relation']}, {s['sampler']} sampling" for s in stated})
+        deltas = sorted({f"{site['delta']:g}" for site in stated})
         lines.append(
             f"Differential privacy at each site, over all its runs: epsilon at most "
-            f"{max(epsilons):.4g} at delta {' or '.join(deltas)}, one {' or '.join(terms)}; "
-            f"{told[0]['accountant']}. See privacy.md."
+            f"{told(max(epsilons))} at delta {' or '.join(deltas)}, one {' or '.join(terms)}; "
+            f"{stated[0]['accountant']}. See privacy.md."
         )
     if hidden:
         lines.append(str(hidden["words"]))
@@ -64,7 +66,8 @@ def privacy_table(report: Report) -> dict[str, Any] | None:
     return {
         "titles": [TERMS[key] for key in shown],
         "rows": [
-            (name, [_cell(site.get(key)) for key in shown]) for name, site in sorted(sites.items())
+            (name, [_cell(key, site.get(key)) for key in shown])
+            for name, site in sorted(sites.items())
         ],
         "claims": sorted({str(site.get("claim")) for site in sites.values()}),
         "trust": first.get("trust", ""),
@@ -72,7 +75,9 @@ def privacy_table(report: Report) -> dict[str, Any] | None:
     }
 
 
-def _cell(value: Any) -> str:
+def _cell(key: str, value: Any) -> str:
+    if key.startswith("epsilon") and value is not None:
+        return told(value)
     if isinstance(value, float) and 1e-3 <= abs(value) < 1e6:
         return number_text(value)
     return "" if value is None else str(value)

@@ -13,7 +13,7 @@ from intramural.core.canonical import canonical_json, digest_vector
 from intramural.core.config import check_config
 from intramural.core.errors import CheckpointError, ConfigError
 from intramural.core.federation import FederationConfig
-from intramural.core.files import write_json
+from intramural.core.files import exclusive, write_json
 from intramural.core.journal import Entry, Journal, scan
 from intramural.server.checkpoint import Checkpoint, load_checkpoint
 from intramural.server.coordinator import Coordinator, Setting
@@ -62,11 +62,20 @@ def run_federation(plan: RunPlan, grid: Grid, *, watcher: Watcher | None = None)
     """Run a federation to its end and return its report; everything durable is in the folder.
 
     Raises:
-        ConfigError: The folder holds a run and `resume` is false, or a run of another manifest.
+        ConfigError: The folder holds a run and `resume` is false, or a run of another manifest;
+            or another process runs in it.
         ModelError, RoundError, CheckpointError, JournalError: As their modules say.
     """
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    watcher = watcher or Watcher()
+    try:
+        with exclusive(plan.folder / JOURNAL):
+            return _run_alone(plan, grid, watcher or Watcher())
+    except BlockingIOError:
+        raise ConfigError(
+            f"{plan.folder}: another process runs a federation there; use another --out"
+        ) from None
+
+
+def _run_alone(plan: RunPlan, grid: Grid, watcher: Watcher) -> dict[str, Any]:
     start = _start(plan, watcher)
     first = beginning(plan.federation, plan.places)
     rule = make_rule(plan.federation, first.layout, noise=secret_noise())

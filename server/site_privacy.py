@@ -13,6 +13,7 @@ from intramural.core.errors import JournalError
 from intramural.core.federation import FederationConfig
 from intramural.core.journal import Entry, Journal
 from intramural.privacy.random import SecureRandom
+from intramural.privacy.told import told
 from intramural.strategies.site_dp import Noise
 
 CHARGED = "site-privacy-charged"
@@ -111,10 +112,10 @@ def _words(federation: FederationConfig, epsilon: float, releases: int) -> str:
     std = plan.noise_multiplier * plan.clip_norm / sites
     weak = " An epsilon above 10 promises little." if epsilon > 10 else ""
     return (
-        f"({epsilon:.3g}, {plan.delta:g})-differential privacy for one site's updates, all of them "
-        f"present or absent, over {releases} releases: each aggregate made counts, also those of "
-        f"rounds repeated after a crash.{weak} Nothing is gained by drawing cohorts: a site is in "
-        f"(nearly) every round. The price: noise of standard deviation {std:.3g} on every "
+        f"({told(epsilon)}, {plan.delta:g})-differential privacy for one site's updates, all of "
+        f"them present or absent, over {releases} releases: each aggregate made counts, also those "
+        f"of rounds repeated after a crash.{weak} Nothing is gained by drawing cohorts: a site is "
+        f"in (nearly) every round. The price: noise of standard deviation {std:.3g} on every "
         f"parameter of the mean of {sites} updates, a vector no longer than {plan.clip_norm:g}. "
         "The noise must hide a whole site, and only more sites make it smaller: with 3 to 50 it is "
         f"large. {NOT_COVERED}"

@@ -177,7 +177,7 @@ def test_a_record_torn_at_any_byte_is_dropped_and_appended_to(tmp_path: Path) ->
     path = written(tmp_path, entries=2)
     content = path.read_bytes()
     start = content.index(b"\n") + 1
-    for end in range(start, len(content)):
+    for end in range(start, len(content) - 1):
         path.write_bytes(content[:end])
         assert scan(path).sound_bytes == start
         journal = Journal(path, now=clock())
@@ -185,6 +185,29 @@ def test_a_record_torn_at_any_byte_is_dropped_and_appended_to(tmp_path: Path) ->
         journal.close()
         entries = scan(path).entries
         assert [(e.seq, e.kind) for e in entries] == [(0, "step"), (1, "after")]
+
+
+def test_a_whole_record_without_its_line_s_end_is_kept(tmp_path: Path) -> None:
+    path = written(tmp_path, entries=2)  # an editor or a copy took the last byte
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    assert [e.seq for e in scan(path).entries] == [0, 1]
+    journal = Journal(path, now=clock())
+    assert path.read_bytes() == content
+    journal.append("after")
+    journal.close()
+    assert [e.kind for e in scan(path).entries] == ["step", "step", "after"]
+
+
+@pytest.mark.parametrize("content", [b"no journal at all", b'{"some": "json"}', b"\n"])
+def test_a_file_that_is_no_journal_is_refused_and_left_alone(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(JournalError, match="entry 0 is not a journal entry"):
+        Journal(path)
+    assert path.read_bytes() == content
 
 
 def failing_fsync(_: int) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from intramural.core import journal as journal_module
 from intramural.core.journal import Journal, utc_now
-from intramural.privacy import ledger as ledger_module
 from intramural.privacy.ledger import Ledger
 from intramural.privacy.random import SecureRandom
 from tests.privacy.ledgers import charge, opened
@@ -63,10 +62,10 @@ def instrument(at: object, phase: list[str]) -> None:
     """Let the code pass the points inside a charge and a settlement."""
     assert callable(at)
     read, check, sync = Ledger._catch_up, Ledger._check_budget, os.fsync
-    locked = ledger_module._locked
+    locked = Ledger._locked
 
-    def locked_then(*words: object, **options: object) -> object:
-        return _After(locked(*words, **options), lambda: at("lock held"))  # type: ignore[arg-type]
+    def locked_then(self: Ledger) -> object:
+        return _After(locked(self), lambda: at("lock held"))
 
     def read_then(self: Ledger, journal: Journal) -> None:
         read(self, journal)
@@ -85,7 +84,7 @@ def instrument(at: object, phase: list[str]) -> None:
         sync(self._file.fileno())
         at(f"{phase[0]} synced")
 
-    ledger_module._locked = locked_then  # type: ignore[assignment]
+    Ledger._locked = locked_then  # type: ignore[method-assign, assignment]
     Ledger._catch_up = read_then  # type: ignore[method-assign]
     Ledger._check_budget = check_then  # type: ignore[assignment]
     journal_module.Journal._write = write_in_halves  # type: ignore[method-assign]
@@ -97,9 +96,10 @@ class _After:
     def __init__(self, inner: object, then: object) -> None:
         self.inner, self.then = inner, then
 
-    def __enter__(self) -> None:
-        self.inner.__enter__()  # type: ignore[attr-defined]
+    def __enter__(self) -> object:
+        entered: object = self.inner.__enter__()  # type: ignore[attr-defined]
         self.then()  # type: ignore[operator]
+        return entered
 
     def __exit__(self, *words: object) -> object:
         return self.inner.__exit__(*words)  # type: ignore[attr-defined]

@@ -262,10 +262,11 @@ def removed(path: Path) -> None:
 
 def begun_anew(path: Path) -> None:
     path.unlink()
+    path.with_name(f"{path.name}.lock").unlink()
     charged(path)
 
 
-@pytest.mark.parametrize("roll_back", [older, emptied, removed, begun_anew])
+@pytest.mark.parametrize("roll_back", [older, begun_anew])
 def test_a_rollback_is_noticed_while_open_and_by_a_head_kept_elsewhere(
     tmp_path: Path, roll_back: Callable[[Path], None]
 ) -> None:
@@ -281,6 +282,48 @@ def test_a_rollback_is_noticed_while_open_and_by_a_head_kept_elsewhere(
     assert ledger.epsilon(DELTA) == 6.0
     with pytest.raises(LedgerError, match="restore the newest copy"):
         opened(path).check_head(head)
+
+
+@pytest.mark.parametrize("roll_back", [emptied, removed])
+def test_a_ledger_that_is_gone_is_not_begun_anew(
+    tmp_path: Path, roll_back: Callable[[Path], None]
+) -> None:
+    path = charged(tmp_path / "ledger.jsonl")
+    kept, ledger = path.read_bytes(), opened(path)
+    roll_back(path)
+    with pytest.raises(LedgerError, match="rolled back or exchanged"):
+        ledger.charge(charge(), epsilon_lifetime=None, delta=DELTA)
+    for _ in range(2):
+        with pytest.raises(LedgerError, match=r"was here.*and is gone or exchanged; restore"):
+            opened(path)
+    assert path.stat().st_size == 0
+    path.write_bytes(kept)
+    assert opened(path).epsilon(DELTA) == 6.0
+
+
+def test_a_ledger_in_the_place_of_another_is_refused(tmp_path: Path) -> None:
+    path, other = charged(tmp_path / "ledger.jsonl"), charged(tmp_path / "other.jsonl")
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(LedgerError, match="is gone or exchanged"):
+        opened(path)
+
+
+def test_two_heads_that_are_known_do_not_tell_how_long_the_work_took(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    told: list[object] = []
+    nonces: list[str] = []
+    for _ in range(2):
+        path.unlink(missing_ok=True)
+        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+        ledger = opened(path)  # by the same clock
+        place = ledger.charge(charge(), epsilon_lifetime=None, delta=DELTA)
+        ledger.settle(place, outcome="done")
+        entry = json.loads(path.read_text().splitlines()[-1])
+        nonces.append(entry["body"].pop("nonce"))
+        told.append([entry[key] for key in ("seq", "time", "kind", "body")])
+    assert told[0] == told[1]
+    assert nonces[0] != nonces[1]
+    assert len(bytes.fromhex(nonces[0])) == 16
 
 
 def test_no_error_holds_more_of_a_ledger_than_places(tmp_path: Path) -> None:

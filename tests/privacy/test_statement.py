@@ -1,5 +1,6 @@
 """Statement: what a site claims is read off its ledger, and no epsilon stands alone."""
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,21 @@ def test_persons_are_told_with_their_bound_and_mixed_units_claim_records_only(
     told = statement_of(written(tmp_path / "a", charge(**PERSON)), delta=DELTA)
     assert (told["unit"], told["records_per_person"]) == ("person", 4)
     mixed = statement_of(written(tmp_path / "b", charge(**PERSON), charge(round=2)), delta=DELTA)
-    assert (mixed["unit"], mixed["relation"]) == ("record", "replace-one")
+    assert (mixed["unit"], mixed["relation"]) == ("record", "add-remove")
     assert "no claim for persons" in mixed["claim"]
+
+
+def test_a_cost_without_bound_claims_nothing_and_can_be_written(tmp_path: Path) -> None:
+    told = statement_of(written(tmp_path, charge()), delta=1e-300)
+    assert told["epsilon"] is None
+    assert told["claim"] == "none: no finite epsilon at delta 1e-300"
+    json.dumps(told, allow_nan=False)
+
+
+def test_steps_are_those_of_training(tmp_path: Path) -> None:
+    metrics = charge(purpose="metrics", sample_rate=1.0, steps=1)
+    told = statement_of(written(tmp_path, charge(steps=7), metrics), delta=DELTA)
+    assert told["steps"] == 7
 
 
 def test_the_page_for_people_has_every_term_beside_epsilon(tmp_path: Path) -> None:

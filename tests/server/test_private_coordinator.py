@@ -13,6 +13,7 @@ from intramural.core.federation import FederationConfig
 from intramural.core.messages import Evaluated, EvaluateRequest, Reply, Request, Update
 from intramural.core.metrics import Sums
 from intramural.server.checkpoint import load_checkpoint
+from intramural.server.ledger_watch import LedgerWatch
 from tests.server.fakes import coordinate, grid_of, honest, small
 
 PRIVACY: dict[str, Any] = {
@@ -71,6 +72,7 @@ def test_ledgers_that_grow_are_noted_and_no_loss_or_metric_is(tmp_path: Path) ->
     np.testing.assert_allclose(done.outcome.vector, np.full(7, 4.0), rtol=1e-6)
     for record in done.seen.records:
         told = {"entries": 1 + 2 * record["round"], "head": "h", "seeded": False}
+        told["rolled_back"] = False
         assert record["ledgers"] == dict.fromkeys(("site-1", "site-2", "site-3"), told)
         assert (record["metrics"], record["train_loss"], record["refusals"]) == ({}, None, {})
     assert not any(isinstance(request, EvaluateRequest) for request in asked)
@@ -99,6 +101,25 @@ def test_an_update_whose_ledger_does_not_grow_is_refused(
     np.testing.assert_allclose(done.outcome.vector, np.full(7, 4.0), rtol=1e-6)
     for record in done.seen.records:
         assert ("site-2" in record["sites"]) == (record["round"] not in rounds)
+
+
+def test_a_ledger_rolled_back_once_counts_no_more_however_long_it_grows(tmp_path: Path) -> None:
+    lengths = {1: 5, 2: 3, 3: 9}
+    seen: list[Update] = []
+
+    def told(update: Update) -> Update:
+        seen.append(update)
+        return replace(update, ledger_entries=lengths[update.round])
+
+    rolled = answering(told)
+    config = private(federation={"rounds": 3}, sites={"quorum": 0.6})
+    done = coordinate(tmp_path, config, grid_of(rolled))
+    assert [("site-2" in record["sites"]) for record in done.seen.records] == [True, False, False]
+    # and another process that goes on from what was recorded
+    watch = LedgerWatch(done.seen.records)
+    update = replace(seen[-1], ledger_entries=99)
+    assert watch.problem(update) == "ledger-rolled-back"
+    assert watch.problem(replace(update, site="site-1")) is None
 
 
 def test_an_update_that_names_no_ledger_head_is_refused(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_privacy_is_claimed_only_where_the_report_holds_a_claim() -> None:
     assert NO_PRIVACY not in private
     # the worst of the sites, with delta, unit, relation and sampler in the same breath
     assert (
-        "epsilon at most 7.91 at delta 1e-05, one record, add-remove, poisson sampling" in private
+        "epsilon at most 7.9100 at delta 1e-05, one record, add-remove, poisson sampling" in private
     )
     for shown in ("7.910", "3.250", "epsilon, all runs", "neighbours", "PLD, dp-accounting"):
         assert shown in private
