@@ -67,12 +67,6 @@ class Guard:
         Raises:
             BudgetExhausted: It cannot.
         """
-        if self._site.policy.epsilon_lifetime is None:
-            log.warning(
-                "%s: policy.epsilon_lifetime is not set in site.toml: nothing bounds what all runs "
-                "on this data set spend together",
-                self._site.site.name,
-            )
         self.ledger.refresh()
         self.ledger.foresee(
             [

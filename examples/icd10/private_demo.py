@@ -32,8 +32,11 @@ class Trial:
     rounds: int
     changes: dict[str, Any] = field(default_factory=dict)
     """Keys of [training]."""
+    exchange: dict[str, Any] | None = None
+    """The table [exchange]; None: that of private.toml."""
     privacy: dict[str, Any] | None
     """Keys of [privacy]; None: without it."""
+    seed: int = 7
 
 
 def plans() -> list[Trial]:
@@ -85,8 +88,10 @@ def plans() -> list[Trial]:
 def federation_of(trial: Trial) -> FederationConfig:
     """Return private.toml with the trial's changes."""
     table = read_table(HERE / "private.toml")
-    table["federation"]["rounds"] = trial.rounds
+    table["federation"] |= {"rounds": trial.rounds, "seed": trial.seed}
     table["training"] |= trial.changes
+    if trial.exchange is not None:
+        table["exchange"] = trial.exchange
     if trial.privacy is None:
         del table["privacy"]
         table["evaluation"] = {"every": trial.rounds}
@@ -98,7 +103,7 @@ def federation_of(trial: Trial) -> FederationConfig:
 def run(trial: Trial, data: Path, folder: Path) -> dict[str, Any]:
     """Run one trial and return its report."""
     federation, template = federation_of(trial), load_site(HERE / "site.toml")
-    columns = {"path": data.resolve()} if trial.every_title else {}
+    columns: dict[str, Any] = {"path": data.resolve()} if trial.every_title else {}
     if federation.privacy is not None and federation.privacy.unit == "person":
         columns |= {"person": "category", "group": None}
     template = template.model_copy(

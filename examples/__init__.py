@@ -1,0 +1,1 @@
+"""Examples; a package, so that benchmarks run the same settings."""
