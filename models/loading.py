@@ -17,9 +17,6 @@ from intramural.models.base import Base, quiet_transformers
 from intramural.models.exchange import Exchange
 from intramural.models.head import train_head_alone
 
-COUPLING = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)
-"""Layers whose output for one record depends on the other records of the batch."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
@@ -67,7 +64,7 @@ def load_model(federation: FederationConfig, base: Base, *, device: str = "auto"
         model, tokenizer, invented = _load_base(federation, base)
         if federation.model.pooler == "identity":
             _reset_pooler(model, base)
-        if any(isinstance(module, COUPLING) for module in model.modules()):
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
             raise ModelError(f"model {base.name!r} has batch normalisation; use another base")
         with _old_names():
             if federation.exchange.kind == "lora":

@@ -12,6 +12,7 @@ from intramural.models.classification import Classification
 from intramural.models.generation import Generation
 from intramural.models.head import FrozenBody
 from intramural.models.loading import Loaded, load_model
+from intramural.models.padding import check_padding
 from intramural.models.tasks import Task
 
 
@@ -42,15 +43,18 @@ def resident_model(
 
     Raises:
         ModelError: As `resolve_base` and `load_model`.
+        Unclippable: Under [privacy], padding changes what the model says of a record.
     """
     base = resolve_base(federation.model.base, places=places)
     content = federation.to_json()
     needs = [content[name] for name in ("model", "task", "exchange", "training")]
-    seed = federation.federation.seed
-    key = digest_json([*needs, seed, str(base.folder), device])
+    seed, private = federation.federation.seed, federation.privacy is not None
+    key = digest_json([*needs, seed, private, str(base.folder), device])
     if fresh or key not in _resident:
         _resident.clear()  # the old model's memory is needed for the new one
         loaded = load_model(federation, base, device=device)
+        if private:
+            check_padding(loaded, length_max=federation.model.max_length)
         task = make_task(federation, loaded, base=base)
         _resident[key] = Resident(base=base, loaded=loaded, task=task)
     return _resident[key]

@@ -16,11 +16,12 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from intramural.core.errors import TrainingError, Unclippable
+from intramural.core.errors import TrainingError
 from intramural.privacy.clipped_sums import add_clipped
 from intramural.privacy.engine import NoiseSource
-from intramural.privacy.layer_rules import Attachment, check_clippable, trainable
-from intramural.privacy.records import Recorder
+from intramural.privacy.layer_rules import Attachment, check_clippable
+from intramural.privacy.records import Recorder, full_precision
+from intramural.privacy.tensors import check_same_tensors, trainable
 
 
 class BookkeepingOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
@@ -68,8 +69,14 @@ class BookkeepingOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no 
     def clip_and_accumulate(self) -> None:
         """Add each unit's clipped gradient of the last pass, if there was one, to the sums."""
         done = self._recorder.take()
-        if done is not None:
-            add_clipped(done, self._sums, clip_norm=self.max_grad_norm)
+        if done is None:
+            return
+        try:
+            with full_precision(self.params[0].device):
+                add_clipped(done, self._sums, clip_norm=self.max_grad_norm)
+        except BaseException:
+            self.forget()  # some weights of the part are in, others not
+            raise
 
     @torch.no_grad()
     def add_noise(self) -> None:
@@ -103,9 +110,17 @@ class BookkeepingOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no 
         if self.step_hook:
             self.step_hook(self)
 
+    def forget(self) -> None:
+        """Forget the sums of a logical batch underway, and the open pass: its units may come again.
+
+        Otherwise a unit of a batch that failed half way would add twice to the next.
+        """
+        self._sums.clear()
+        self._recorder.drop()
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear `.grad` and what the last backward left; sums of a logical batch underway stay."""
-        self._recorder.drop()
+        self._recorder.clear()
         self.original_optimizer.zero_grad(set_to_none=True)
 
 
@@ -117,10 +132,10 @@ class BookkeepingEngine:
         a norm from Gram matrices is rounded up by what they may have lost, and where that is too
         much of it, because positions cancel, the unit's gradient is written out.
 
-        On the first pass of two rows or more, an extra backward pass checks that the loss of
-        even rows leaves no gradient in odd rows, at any layer with trainable parameters. It does
-        not see losses scaled by something of the batch, as its number of tokens: that is the
-        caller's to avoid.
+        On the first pass of two rows or more that has gradients, two backward passes of half
+        check that the losses of even rows leave no gradient in odd rows, nor those of odd rows in
+        even, at any layer with trainable parameters. They do not see losses scaled by something of
+        the batch, as its number of tokens: that is the caller's to avoid.
     """
 
     name = "bookkeeping"
@@ -158,7 +173,7 @@ class BookkeepingEngine:
 
     def __enter__(self) -> Self:
         """Swap the forwards of the layers that own trainable parameters."""
-        self._attachment = Attachment(self._model, self._recorder)
+        self._attachment, self._isolated = Attachment(self._model, self._recorder), False
         return self
 
     def __exit__(
@@ -167,8 +182,8 @@ class BookkeepingEngine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the layers their own forwards back."""
-        self._recorder.drop()
+        """Give the layers their own forwards back, and forget a batch that was not released."""
+        self.optimizer.forget()
         if self._attachment is not None:
             self._attachment.detach()
             self._attachment = None
@@ -188,39 +203,21 @@ class BookkeepingEngine:
             if not self._isolated and rows > 1:
                 self._check_isolation(losses)
             losses.sum().backward()  # type: ignore[no-untyped-call]
+            self.optimizer.clip_and_accumulate()
         except BaseException:
-            self._recorder.drop()
+            self.optimizer.forget()
             raise
-        self.optimizer.clip_and_accumulate()
 
     def release(self) -> None:
         """Write (sum + noise) / divisor to each parameter's `.grad` and start the next sum."""
         self.optimizer.release()
 
     def _check_isolation(self, losses: Tensor) -> None:
-        """Refuse losses through which one row reaches another, by a backward pass of half."""
-        self._recorder.expect_silence(torch.arange(1, len(losses), 2))
-        losses[0::2].sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        self._recorder.expect_silence(None)
-        self._isolated = True
-
-
-def check_same_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimizer that holds other tensors than the model trains.
-
-    Otherwise training would look alive and move nothing, or move a tensor that is not clipped:
-    https://github.com/meta-pytorch/opacus/issues/820.
-    """
-    held = {p for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
-    names = trainable(model)
-    missing = [name for name, parameter in names.items() if parameter not in held]
-    if missing:
-        raise Unclippable(
-            f"{missing[0]} is trainable and not in the optimizer ({len(missing)} such); move and "
-            "adapt the model first, make the optimizer after"
-        )
-    if len(held) > len(names):
-        raise Unclippable(
-            f"the optimizer holds {len(held) - len(names)} tensors that the model does not train; "
-            "move and adapt the model first, make the optimizer after"
-        )
+        """Refuse losses through which one row reaches another, by two backward passes of half."""
+        heard = []
+        for speaking in (0, 1):
+            self._recorder.expect_silence(torch.arange(1 - speaking, len(losses), 2))
+            losses[speaking::2].sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+            self._recorder.expect_silence(None)
+            heard.append(self._recorder.heard)
+        self._isolated = all(heard)  # else there was nothing to check yet

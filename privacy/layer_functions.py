@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
-from intramural.privacy.records import working
+from intramural.privacy.records import sequence, working
 
 
 class Multiply(Function):
@@ -24,7 +24,7 @@ class Multiply(Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recorder: Any, input_first: bool
     ) -> Tensor:
         """Compute the output."""
-        ctx.recorder, ctx.input_first = recorder, input_first
+        ctx.recorder, ctx.opened, ctx.input_first = recorder, recorder.opened, input_first
         ctx.weight, ctx.bias = weight, bias
         # A frozen weight (bias-only tuning) needs no inputs.
         ctx.save_for_backward(x if weight.requires_grad else x.new_empty(0), weight)
@@ -34,10 +34,10 @@ class Multiply(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         """Record, and return the gradient of the input."""
+        ctx.recorder.resume(ctx.opened)
         x, weight = ctx.saved_tensors
         if ctx.bias is not None and ctx.bias.requires_grad:
-            per_row = working(grad).reshape(grad.shape[0], -1, grad.shape[-1]).sum(1)
-            ctx.recorder.add_rows(ctx.bias, per_row)
+            ctx.recorder.add_rows(ctx.bias, sequence(working(grad)).sum(1))
         if ctx.weight.requires_grad:
             ctx.recorder.add_product(ctx.weight, x, grad, input_first=ctx.input_first)
         if not ctx.needs_input_grad[0]:
@@ -56,12 +56,14 @@ class LookUp(Function):
     ) -> Tensor:
         """Compute the output."""
         ctx.save_for_backward(ids)
-        ctx.table, ctx.padding, ctx.recorder, ctx.column = table, padding, recorder, column
+        ctx.table, ctx.padding, ctx.column = table, padding, column
+        ctx.recorder, ctx.opened = recorder, recorder.opened
         return functional.embedding(ids, table.t() if column else table)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, None, None]:
         """Record, and return the gradient of the input."""
+        ctx.recorder.resume(ctx.opened)
         (ids,) = ctx.saved_tensors
         if ctx.padding is not None:
             grad = grad.masked_fill((ids == ctx.padding).unsqueeze(-1), 0.0)
@@ -79,21 +81,22 @@ class Normalize(Function):
         """Compute the output."""
         y, mean, rstd = torch.native_layer_norm(x, [x.shape[-1]], weight, bias, eps)
         ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.weight, ctx.bias, ctx.recorder = weight, bias, recorder
+        ctx.weight, ctx.bias = weight, bias
+        ctx.recorder, ctx.opened = recorder, recorder.opened
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         """Record, and return the gradient of the input."""
+        ctx.recorder.resume(ctx.opened)
         x, weight, mean, rstd = ctx.saved_tensors
-        shape = (x.shape[0], -1, x.shape[-1])
         if ctx.weight.requires_grad:
             per_row = working(x) - mean
             per_row.mul_(rstd).mul_(grad)
-            ctx.recorder.add_rows(ctx.weight, per_row.view(shape).sum(1))
+            ctx.recorder.add_rows(ctx.weight, sequence(per_row).sum(1))
             del per_row
         if ctx.bias is not None and ctx.bias.requires_grad:
-            ctx.recorder.add_rows(ctx.bias, working(grad).reshape(shape).sum(1))
+            ctx.recorder.add_rows(ctx.bias, sequence(working(grad)).sum(1))
         back = None
         if ctx.needs_input_grad[0]:
             back = torch.ops.aten.native_layer_norm_backward(
@@ -111,12 +114,13 @@ class Spread(Function):
     @staticmethod
     def forward(ctx: Any, vector: Tensor, rows: int, dimensions: int, recorder: Any) -> Tensor:
         """Compute the copies."""
-        ctx.vector, ctx.recorder = vector, recorder
+        ctx.vector, ctx.recorder, ctx.opened = vector, recorder, recorder.opened
         shape = (rows, *[1] * (dimensions - 2), vector.numel())
         return vector.reshape(-1).expand(shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, None]:
         """Record, and return the gradient of the input."""
-        ctx.recorder.add_rows(ctx.vector, grad.reshape(grad.shape[0], -1))
+        ctx.recorder.resume(ctx.opened)
+        ctx.recorder.add_rows(ctx.vector, grad.flatten(1))
         return None, None, None, None

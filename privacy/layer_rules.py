@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from intramural.core.errors import Unclippable
 from intramural.privacy.layer_functions import LookUp, Multiply, Normalize, Spread
 from intramural.privacy.records import Recorder
+from intramural.privacy.tensors import trainable
 
 Forward = Callable[..., Any]
 
@@ -39,8 +40,15 @@ def check_clippable(model: nn.Module) -> None:
     Looks at the model alone: no data is needed, and none is seen.
 
     Raises:
-        Unclippable: It names the parameter and its layer, or the batch normalisation.
+        Unclippable: It names the parameter and its layer, or the batch normalisation; or matrix
+            products are set to less than float32, which norms do not reckon with.
     """
+    if torch.get_float32_matmul_precision() != "highest":
+        raise Unclippable(
+            "float32 matrix products are set to "
+            f"{torch.get_float32_matmul_precision()!r} precision, in which norms come out wrong; "
+            "call torch.set_float32_matmul_precision('highest')"
+        )
     find_layers(model)
 
 
@@ -91,17 +99,16 @@ def rule_of(layer: nn.Module) -> Rule | None:
 
     A subclass with a forward of its own is another layer: it may do more than its parent.
     """
-    kind, own = type(layer), list(layer.parameters(recurse=False))
-    forward = kind.forward
+    kind, forward = type(layer), type(layer).forward
+    if "forward" in vars(layer):  # a forward of this one layer, such as a hook of accelerate's
+        return None
+    own = [p for n, p in layer.named_parameters(recurse=False) if n in ("weight", "bias")]
     if forward is nn.Linear.forward:
         return Rule(owned=own, forward=_linear)
     if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
         return Rule(owned=own, forward=_linear)
     if forward is nn.Embedding.forward and isinstance(layer, nn.Embedding):
-        # These read or write the table by how often the batch uses an entry.
-        if layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse:
-            return None
-        return Rule(owned=own, forward=_embedding)
+        return Rule(owned=own, forward=_embedding) if _is_plain(layer) else None
     if forward is nn.LayerNorm.forward and isinstance(layer, nn.LayerNorm):
         return Rule(owned=own, forward=_layer_norm) if len(layer.normalized_shape) == 1 else None
     if kind.__name__.endswith("RMSNorm"):
@@ -137,10 +144,15 @@ def _ia3_rule(layer: Any) -> Rule:
 
 def _lora_embedding_rule(layer: Any) -> Rule | None:
     """Return the rule of PEFT's LoRA on an embedding, unless it is a variant (DoRA)."""
-    if layer.lora_variant or layer.tp_layer is not None:
+    if layer.lora_variant or layer.tp_layer is not None or not _is_plain(layer.get_base_layer()):
         return None
     owned = [*layer.lora_embedding_A.values(), *layer.lora_embedding_B.values()]
     return Rule(owned=owned, forward=_lora_embedding)
+
+
+def _is_plain(table: nn.Embedding) -> bool:
+    """Return whether a table is not read or written by how often the batch uses an entry."""
+    return table.max_norm is None and not table.scale_grad_by_freq and not table.sparse
 
 
 def _linear(layer: Any, recorder: Recorder, plain: Forward) -> Forward:
@@ -293,8 +305,3 @@ class Attachment:
 def _refusing(parameter: Parameter, recorder: Recorder) -> Callable[[Tensor | None], None]:
     """Return a hook that refuses a gradient which autograd itself brings to the parameter."""
     return lambda grad: recorder.refuse_elsewhere(parameter, grad)
-
-
-def trainable(model: nn.Module) -> dict[str, Parameter]:
-    """Return the trainable parameters by name, each once."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}

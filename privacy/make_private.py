@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from intramural.core.errors import TrainingError
-from intramural.privacy.bookkeeping import BookkeepingOptimizer, check_same_tensors
+from intramural.privacy.bookkeeping import BookkeepingOptimizer
 from intramural.privacy.engine import NoiseSource
-from intramural.privacy.layer_rules import Attachment, check_clippable, trainable
+from intramural.privacy.layer_rules import Attachment, check_clippable
 from intramural.privacy.records import Recorder
+from intramural.privacy.tensors import check_same_tensors, trainable
 
 
 class PrivateOptimizer(BookkeepingOptimizer):
@@ -26,8 +27,8 @@ class PrivateOptimizer(BookkeepingOptimizer):
         self._opening = model.register_forward_pre_hook(self._open, with_kwargs=True)
 
     def detach(self) -> None:
-        """Leave the model as it was."""
-        self._recorder.drop()
+        """Leave the model as it was, and forget a batch that was not stepped on."""
+        self.forget()
         self._opening.remove()
         self._attachment.detach()
 

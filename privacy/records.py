@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor
@@ -21,6 +22,11 @@ Gram matrices and the sum's product, and attention's weights are within it at 12
 def working(tensor: Tensor) -> Tensor:
     """Return the tensor in the precision of norms and sums: at least float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """Return a context in which norms and sums are not cast to half precision."""
+    return torch.autocast(device.type, enabled=False)
 
 
 class Rows:
@@ -136,6 +142,7 @@ class Recorder:
         self._names = dict(names)
         self._pass: Pass | None = None
         self._silent: Tensor | None = None
+        self._heard = False
 
     def open(self, owners: Sequence[int]) -> None:
         """Start a pass; the records of the last one must have been taken."""
@@ -160,9 +167,32 @@ class Recorder:
         """Forget the pass."""
         self._pass, self._silent = None, None
 
+    def clear(self) -> None:
+        """Forget what a backward left of the pass; the pass stays open."""
+        if self._pass is not None:
+            self._pass.records.clear()
+
     def expect_silence(self, rows: Tensor | None) -> None:
         """Check instead of recording: the gradients of these rows must be zero. None ends it."""
-        self._silent = rows
+        self._silent, self._heard = rows, self._heard and rows is None
+
+    @property
+    def heard(self) -> bool:
+        """Whether in the last check a row that may speak had a finite gradient other than zero."""
+        return self._heard
+
+    @property
+    def opened(self) -> Pass | None:
+        """The open pass; a layer's forward keeps it, for its backward to give to `resume`."""
+        return self._pass
+
+    def resume(self, opened: Pass | None) -> None:
+        """Check that a backward belongs to the open pass; else rows would go to other units."""
+        if opened is None or opened is not self._pass:
+            raise TrainingError(
+                "backward ran on another forward pass than the last; run one forward and one "
+                "backward a part of the batch"
+            )
 
     @property
     def rows_open(self) -> int:
@@ -201,7 +231,7 @@ class Recorder:
         done = self._checked(parameter, grads)
         if done is None:
             return
-        new = Product(inputs=_sequence(inputs), grads=_sequence(grads), input_first=input_first)
+        new = Product(inputs=sequence(inputs), grads=sequence(grads), input_first=input_first)
         rows, positions = done.rows, new.inputs.shape[0] * new.inputs.shape[1]
         # What may be kept until the clip factors are known: the gradients, or their two factors.
         factors = positions * sum(side.shape[2] for side in new.sides)
@@ -232,7 +262,8 @@ class Recorder:
         done = self._checked(parameter, grads)
         if done is None:
             return
-        new = Lookup(ids=ids.reshape(len(ids), -1), grads=_sequence(grads), column=column)
+        flat = ids.reshape(len(ids), prod(ids.shape[1:]))
+        new = Lookup(ids=flat, grads=sequence(grads), column=column)
         record = done.records.setdefault(parameter, Record())
         if record.lookup is None:
             record.lookup = new
@@ -255,13 +286,14 @@ class Recorder:
             raise Unclippable("a layer's parameter was replaced after the engine was made")
         if self._silent is None:
             return self._pass
-        heard = grads[self._silent.to(grads.device)]
-        if bool(
-            (heard.nan_to_num(0.0, 0.0, 0.0) != 0).any()
-        ):  # a record that is not finite proves nothing
+        spoke = (grads.nan_to_num(0.0, 0.0, 0.0) != 0).flatten(1).any(1)  # what is not finite
+        silent = torch.zeros_like(spoke)  # proves nothing
+        silent[self._silent.to(grads.device)] = True
+        if bool((spoke & silent).any()):
             raise Unclippable(
                 f"{self._name(parameter)}: a row's loss depends on other rows of the batch"
             )
+        self._heard = self._heard or bool(spoke.any())
         return None
 
     def _name(self, parameter: Parameter) -> str:
@@ -281,7 +313,8 @@ def multiplied(rows: Rows, product: Product) -> Tensor:
     left, right = (working(side) for side in product.sides)
     out = left.new_empty(rows.units, left.shape[2] * right.shape[2])
     for units, (a, b) in rows.grouped(left, right):
-        gradients = torch.bmm(a.transpose(1, 2), b).flatten(1)
+        with full_precision(a.device):  # a backward may run under autocast
+            gradients = torch.bmm(a.transpose(1, 2), b).flatten(1)
         if len(units) == rows.units:
             return gradients
         out[units] = gradients
@@ -299,6 +332,6 @@ def scattered(rows: Rows, lookup: Lookup, entries: int) -> Tensor:
     return (table.transpose(1, 2) if lookup.column else table).flatten(1)
 
 
-def _sequence(tensor: Tensor) -> Tensor:
+def sequence(tensor: Tensor) -> Tensor:
     """Return `(rows, ..., width)` as `(rows, length, width)`, without copying if it can be."""
-    return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
+    return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:-1]), tensor.shape[-1])

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import resource
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -256,3 +257,22 @@ def test_an_entry_is_synced_before_append_returns(
     journal.close()
     assert len(on_disk) == 1
     assert on_disk[0] == journal.path.read_bytes() != b""
+
+
+@pytest.mark.parametrize("entries", [0, 2])
+def test_a_journals_folder_is_synced_once_its_file_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: int
+) -> None:
+    # or a power cut could take a new journal's name, and with it every entry that was synced
+    if entries:
+        written(tmp_path, entries=entries)
+    synced: list[tuple[int, list[str]]] = []
+
+    def noted(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            synced.append((found.st_ino, os.listdir(descriptor)))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    Journal(tmp_path / "journal.jsonl").close()
+    assert (tmp_path.stat().st_ino, ["journal.jsonl"]) in synced

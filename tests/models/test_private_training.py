@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from intramural.core.errors import TrainingError
 from intramural.core.layout import Vector
 from intramural.models.private_training import PrivateRound, train_privately
 from intramural.privacy.plan import PrivacyPlan
@@ -107,3 +108,23 @@ def test_a_loop_without_clipping_says_otherwise(bert: Path) -> None:
         train_privately(on.loaded, on.task, on.tokens, plan(on.config), private_round(on, RECORDS))
         ends.append(on.loaded.exchange.read())
     assert np.abs(ends[0] - ends[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("engine", ["bookkeeping", "opacus"])
+def test_a_tensor_that_stands_still_ends_the_round_after_its_first_step(
+    bert: Path, engine: str
+) -> None:
+    on = made(bert, privacy={"engine": engine}, batch_size=8)
+    name, stuck = next(iter(on.loaded.exchange.parameters.items()))
+    with torch.no_grad():
+        stuck.fill_(1e30)  # beside which float32 loses a step of about 0.1 * 0.15 / 8
+    draws = private_round(on, RECORDS)
+    with pytest.raises(TrainingError, match=r"\b1 of .* did not move in the first step") as caught:
+        train_privately(on.loaded, on.task, on.tokens, plan(on.config), draws)
+    assert name in str(caught.value)
+    # one step was taken: the stream stands where one draw and one noise a tensor leave it
+    other = SecureRandom.seeded(1, "test")
+    other.choose(len(RECORDS), probability=8 / 20)
+    for parameter in on.loaded.exchange.parameters.values():
+        other.normal(parameter.numel(), std=0.15)
+    assert draws.random.seed63() == other.seed63()

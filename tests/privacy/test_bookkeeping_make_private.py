@@ -179,3 +179,18 @@ def test_refusals_come_before_any_data() -> None:
     private(attached)
     with pytest.raises(TrainingError, match="without a tensor"):
         attached([1.0])
+
+
+def test_an_optimizer_of_other_tensors_than_the_models_is_refused() -> None:
+    settings: dict[str, Any] = {"max_grad_norm": 1.0, "expected_batch_size": 1.0}
+    settings |= {"noise_multiplier": 1.0, "noise": toys.Zeros()}
+    model = network()
+    fewer = torch.optim.SGD(list(model.parameters())[1:], lr=0.1)
+    with pytest.raises(Unclippable, match=r"0\.weight is trainable and not in"):
+        make_private(model, fewer, **settings)
+    more = torch.optim.SGD([*model.parameters(), nn.Parameter(torch.ones(2))], lr=0.1)
+    with pytest.raises(Unclippable, match="the optimizer holds 1 tensors"):
+        make_private(model, more, **settings)
+    # refused before anything was attached: the model runs, and trains, as it was
+    losses(model, *data(4).tensors).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -12,6 +12,7 @@ from intramural.privacy.accountant import SCREEN_INTERVAL, Event, epsilon_pld
 from intramural.privacy.plan import PrivacyPlan, evaluations
 from intramural.server import machine
 from intramural.server.machine import Phase
+from tests.reference.pld import Part, pld_epsilon
 from tests.tiny import federation
 
 PRIVACY: dict[str, Any] = {
@@ -97,6 +98,29 @@ def test_epsilon_is_kept_over_all_rounds_and_evaluations() -> None:
     assert silent.metrics_event() is None
     assert silent.noise_multiplier < found.noise_multiplier
     assert 2.49 < silent.cost() <= 2.5
+
+
+def test_a_federation_that_replaces_units_is_costed_so() -> None:
+    found = plan(privacy={"relation": "replace-one"}, training={"local_steps": 10})
+    assert found.relation == "replace-one"
+    part = (0.008, 1.5, 20)  # two rounds of ten steps, 8 of 1000
+    expected = pld_epsilon(part, delta=1e-5, relation="replace-one")
+    assert expected > 1.05 * pld_epsilon(part, delta=1e-5)  # or the next line would show nothing
+    assert found.cost() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "evaluated"),
+    # two evaluations on validation and one on test
+    [({}, []), ({"metrics_noise": 20.0}, [(1.0, 20.0, 3)])],
+)
+def test_noise_keeps_a_federation_that_replaces_units_within_its_epsilon(
+    metrics: dict[str, Any], evaluated: list[Part]
+) -> None:
+    privacy = {"noise_multiplier": None, "epsilon": 2.5, "relation": "replace-one"} | metrics
+    found = plan(privacy=privacy, training={"local_steps": 10, "batch_size": 40})
+    parts = [(0.04, found.noise_multiplier, 20), *evaluated]
+    assert 2.49 < pld_epsilon(*parts, delta=1e-5, relation="replace-one") <= 2.5
 
 
 def test_a_plan_is_made_once_and_always_the_same() -> None:
