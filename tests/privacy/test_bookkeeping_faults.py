@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from intramural.core.errors import TrainingError, Unclippable
-from intramural.privacy.make_private import make_private
+from intramural.privacy import make_private
 from intramural.privacy.norms import squared_norms
 from intramural.privacy.opacus_engine import OpacusEngine
 from tests.privacy import toys

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from intramural.core.errors import TrainingError, Unclippable
-from intramural.privacy.make_private import PrivateOptimizer, make_private
+from intramural.privacy import PrivateOptimizer, make_private
 from tests.privacy import toys
 from tests.privacy.naive import clipped_sum, norms, relative_error, unit_gradients
 from tests.privacy.zoo import EXACT

@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
-from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-from dp_accounting.pld import PLDAccountant
-from dp_accounting.privacy_accountant import NeighboringRelation
 
 from intramural.core.errors import RoundRefused
 from intramural.core.federation import FederationConfig
@@ -21,6 +18,7 @@ from intramural.privacy.ledger import Ledger
 from intramural.server.watcher import Watcher
 from intramural.simulations.simulate import Simulation, simulate
 from intramural.simulations.sites import Deal
+from tests.reference.pld import pld_epsilon
 from tests.rounds.runs import final
 from tests.rounds.test_crash import stop_in
 from tests.tiny import Json, federation, rows, site, table
@@ -74,15 +72,6 @@ def simulated(
     return simulate(plan, watcher=Watcher())
 
 
-def pld_epsilon(*parts: tuple[float, float, int]) -> float:
-    """Return dp-accounting's own epsilon of (sample rate, noise multiplier, steps) together."""
-    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE)
-    for rate, noise, steps in parts:
-        one = GaussianDpEvent(noise)
-        accountant.compose(PoissonSampledDpEvent(rate, one) if rate < 1 else one, steps)
-    return float(accountant.get_epsilon(DELTA))
-
-
 def ledger_of(folder: Path, name: str) -> Ledger:
     config = load_site(folder / "out" / "sites" / name / "site.toml")
     return Ledger(config.ledger_file, site=name, data=config.data_name)
@@ -91,7 +80,7 @@ def ledger_of(folder: Path, name: str) -> Ledger:
 def test_the_statement_is_what_dp_accounting_says_of_the_plan(tmp_path: Path, bert: Path) -> None:
     report = simulated(tmp_path, private(bert))
     # two rounds of two steps, each record drawn with 8/60
-    expected = pld_epsilon((8 / 60, 1.0, 4))
+    expected = pld_epsilon((8 / 60, 1.0, 4), delta=DELTA)
     statements = json.loads((tmp_path / "out" / "privacy.json").read_text())
     assert statements == report["privacy"]
     assert tuple(statements) == SITES
@@ -173,7 +162,7 @@ def test_a_killed_run_ends_at_the_same_bits_and_charges_what_it_tried(
 def test_runs_that_share_ledgers_add_up_until_the_lifetime_is_spent(
     tmp_path: Path, bert: Path
 ) -> None:
-    one_run, two_runs = pld_epsilon((8 / 60, 1.0, 4)), pld_epsilon((8 / 60, 1.0, 8))
+    one_run, two_runs = (pld_epsilon((8 / 60, 1.0, steps), delta=DELTA) for steps in (4, 8))
     policy = {"epsilon_lifetime": 1.02 * two_runs, "delta_lifetime": DELTA}
     ledgers = tmp_path / "ledgers"
     told = []
@@ -221,8 +210,8 @@ def test_noised_metrics_appear_each_round_and_are_within_the_budget(
     # each round trains and is evaluated; the end is tested
     assert purposes == ["train", "metrics", "train", "metrics", "metrics"]
     noise = ledger.charges[0].noise_multiplier
-    expected = pld_epsilon((8 / 60, noise, 4), (1.0, 3.0, 3))
+    expected = pld_epsilon((8 / 60, noise, 4), (1.0, 3.0, 3), delta=DELTA)
     told = report["privacy"]["site-1"]["epsilon"]
     assert told == pytest.approx(expected, rel=1e-4)
     assert 7.9 < told <= 8.0
-    assert pld_epsilon((8 / 60, noise, 4)) < told
+    assert pld_epsilon((8 / 60, noise, 4), delta=DELTA) < told
