@@ -51,7 +51,7 @@ def head(*, every_title: bool, epsilon: float | None, seed: int) -> Trial:
     )
 
 
-def whole(name: str, exchange: dict[str, Any], rate: float, epsilon: float | None) -> Trial:
+def noised(name: str, exchange: dict[str, Any], rate: float) -> Trial:
     """Return a trial on short titles that runs the encoder at each step: some 20 minutes."""
     return Trial(
         name=name,
@@ -59,7 +59,20 @@ def whole(name: str, exchange: dict[str, Any], rate: float, epsilon: float | Non
         rounds=10,
         changes={"learning_rate": rate, "local_steps": 4},
         exchange=exchange,
-        privacy=None if epsilon is None else {"epsilon": epsilon},
+        privacy={"epsilon": 8.0},
+    )
+
+
+def plain(name: str, exchange: dict[str, Any], *, rate: float, rounds: int, steps: int) -> Trial:
+    """Return a trial without privacy, by the settings of `make demo` and `make demo-full`."""
+    changes = {"optimizer": "adamw", "momentum": None, "learning_rate": rate, "batch_size": 16}
+    return Trial(
+        name=name,
+        every_title=False,
+        rounds=rounds,
+        changes=changes | {"local_steps": steps},
+        exchange=exchange,
+        privacy=None,
     )
 
 
@@ -73,10 +86,10 @@ def plans() -> list[Trial]:
     ]
     return [
         *heads,
-        whole("lora", LORA, 2.0, 8.0),
-        whole("lora", LORA, 0.5, None),
-        whole("full", FULL, 0.1, 8.0),
-        whole("full", FULL, 0.1, None),
+        noised("lora", LORA, 2.0),
+        plain("lora", LORA, rate=8e-3, rounds=32, steps=5),
+        noised("full", FULL, 0.1),
+        plain("full", FULL, rate=5e-4, rounds=16, steps=10),
     ]
 
 

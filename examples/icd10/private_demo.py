@@ -31,7 +31,7 @@ class Trial:
     """All 97,579 titles; False: the 11,982 of codes up to four characters."""
     rounds: int
     changes: dict[str, Any] = field(default_factory=dict)
-    """Keys of [training]."""
+    """Keys of [training]; None takes one out."""
     exchange: dict[str, Any] | None = None
     """The table [exchange]; None: that of private.toml."""
     privacy: dict[str, Any] | None
@@ -90,6 +90,7 @@ def federation_of(trial: Trial) -> FederationConfig:
     table = read_table(HERE / "private.toml")
     table["federation"] |= {"rounds": trial.rounds, "seed": trial.seed}
     table["training"] |= trial.changes
+    table["training"] = {k: v for k, v in table["training"].items() if v is not None}
     if trial.exchange is not None:
         table["exchange"] = trial.exchange
     if trial.privacy is None:
