@@ -136,11 +136,11 @@ def test_table_of_known_epsilons(
     assert epsilon_prv(events(history), delta=DELTA) == pytest.approx(prv, abs=0.001)
 
 
-@pytest.mark.parametrize("number", [3, 5, 9, 13, 14, 17])
+@pytest.mark.parametrize("number", [n for n in range(len(HISTORIES)) if n != 4])
 def test_opacus_prv_agrees(number: int) -> None:
+    # all but the smallest: PRV is right to 0.01, which is a tenth of its epsilon of 0.09
     prv = epsilon_prv(events(HISTORIES[number]), delta=DELTA)
-    # its own error term, 0.01, is added to what it returns
-    assert prv == pytest.approx(pld(HISTORIES[number]), rel=0.02, abs=0.011)
+    assert prv == pytest.approx(pld(HISTORIES[number]), rel=0.02)
 
 
 def test_epsilon_grows_with_rounds_and_falls_with_noise_and_delta() -> None:
