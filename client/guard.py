@@ -14,13 +14,14 @@ from intramural.core.federation import FederationConfig
 from intramural.core.metrics import Sums
 from intramural.core.site import SiteConfig
 from intramural.data.records import Record
-from intramural.privacy.accountant import ACCOUNTANT
+from intramural.privacy.accountant import ACCOUNTANT, epsilon_pld
 from intramural.privacy.charges import Purpose
 from intramural.privacy.ledger import Charge, Ledger, Outcome
 from intramural.privacy.metrics import SENSITIVITY, noised_counts
 from intramural.privacy.plan import PrivacyPlan, evaluations
 from intramural.privacy.random import SecureRandom
 from intramural.privacy.sampler import persons_of
+from intramural.privacy.told import told
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class Guard:
 
         Raises:
             ConfigError: The plan is impossible.
-            Refused: The splits would let one record move others.
+            Refused: The splits would let one record move others, or a run costs more than
+                policy.epsilon_run.
             LedgerError: The ledger is broken, or another data set's.
         """
         assert federation.privacy is not None
@@ -57,6 +59,7 @@ class Guard:
                 "under [privacy] one record that joins two groups would move others between the "
                 "splits; name data.person or data.group in site.toml, not both"
             )
+        self._check_cost()
         self.ledger = Ledger(site.ledger_file, site=site.site.name, data=site.data_name)
 
     def admit(self, run: str) -> None:
@@ -76,6 +79,19 @@ class Guard:
             epsilon_lifetime=self._site.policy.epsilon_lifetime,
             delta=self._site.policy.delta_lifetime,
         )
+
+    def _check_cost(self) -> None:
+        """Refuse a federation of which one run costs more than the site allows."""
+        policy = self._site.policy
+        cost = epsilon_pld(
+            self.plan.total(), delta=policy.delta_lifetime, relation=self.plan.relation
+        )
+        if not cost <= policy.epsilon_run:  # a NaN refuses
+            raise Refused(
+                f"a run would cost epsilon {told(cost)} at delta {policy.delta_lifetime:g}, above "
+                f"policy.epsilon_run = {policy.epsilon_run:g}; add noise or train fewer steps, or "
+                "raise the key in site.toml"
+            )
 
     def _rounds_left(self, run: str) -> range:
         """Return the rounds this run has not charged yet."""

@@ -45,10 +45,12 @@ class SitePolicy(Section):
 
     require_privacy: bool = True
     """refuse a federation without [privacy]"""
+    epsilon_run: Positive = 10.0
+    """[privacy]: most that one run may cost, by its plan; above 10 little is promised"""
     epsilon_lifetime: Positive | None = None
     """most privacy this data set ever spends, over all runs"""
     delta_lifetime: Annotated[float, Field(gt=0, lt=1, strict=True)] = 1e-5
-    """delta at which epsilon_lifetime is read; fixed for the data set's life"""
+    """delta at which epsilon_run and epsilon_lifetime are read; fixed for the data set's life"""
     exchange: tuple[Literal["lora", "full", "head"], ...] = ("lora", "head")
     """exchange kinds the site lets out"""
     retries_max: Annotated[int, Field(ge=0, strict=True)] = 3

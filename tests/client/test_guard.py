@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import intramural.client.agent
 from intramural.client.agent import SiteAgent
 from intramural.client.guard import Guard
-from intramural.core.errors import BudgetExhausted
+from intramural.core.errors import BudgetExhausted, Refused
 from intramural.core.messages import Refusal, Reply
 from intramural.core.metrics import Sums
 from intramural.core.site import load_site
@@ -258,10 +258,31 @@ def test_a_person_of_many_records_moves_a_step_by_no_more_than_the_clip_norm(
         privacy=privacy | {"noise_multiplier": 1e-6},
         records=[row | {"person": "p" if n < 12 else "u"} for n, row in enumerate(rows()[:13])],
         data={"person": "person"},
-        policy=SEEDED,
+        policy=SEEDED | {"epsilon_run": 1e15},
         training={"local_steps": 1},
     )
     assert [record.person for record in of.records_of("train")] == ["p"] * 12
     norm = float(np.linalg.norm(updated(train(of)).delta))
     # the records' gradients are far longer than 0.01: clipped one by one they would add up to more
     assert norm == pytest.approx(0.1 * 0.01 / 8, rel=1e-3)
+
+
+def test_a_federation_that_hardly_hides_is_refused_whichever_request_comes_first(
+    tmp_path: Path, bert: Path
+) -> None:
+    told = train(agent(tmp_path, bert, privacy={"noise_multiplier": 0.01}))
+    assert isinstance(told, Refusal)
+    assert told.reason == "refused"
+    assert "above policy.epsilon_run = 10;" in told.detail
+    assert not list(tmp_path.rglob("ledger-*"))
+
+
+def test_the_cost_of_a_run_is_read_at_the_sites_delta_with_its_evaluations(tmp_path: Path) -> None:
+    rounds = 2
+    parts = [(rate, noise, steps * rounds) for rate, noise, steps in (ROUND, EVALUATION)]
+    parts[1] = (1.0, 4.0, rounds + 1)  # the last round's model is evaluated on the test split too
+    cost = pld_epsilon(*parts, delta=1e-4)
+    policy = {"delta_lifetime": 1e-4}
+    guard(tmp_path / "in", privacy=METRICS, policy=policy | {"epsilon_run": 1.001 * cost})
+    with pytest.raises(Refused, match=r"above policy\.epsilon_run"):
+        guard(tmp_path / "out", privacy=METRICS, policy=policy | {"epsilon_run": 0.999 * cost})
