@@ -12,6 +12,10 @@ from typing import Any
 LOCK_POLL_S = 0.02
 
 
+class Held(Exception):
+    """Another process holds the lock."""
+
+
 def sync_folder(folder: Path) -> None:
     """Force a folder's entries to disk, so that a rename in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -35,7 +39,7 @@ def exclusive(path: Path, *, wait_s: float = 0.0) -> Iterator[int]:
     """Hold an exclusive lock on a file and yield its descriptor; the system frees a dead process's.
 
     Raises:
-        BlockingIOError: Another process still held it after `wait_s` seconds.
+        Held: Another process still held it after `wait_s` seconds.
     """
     make_folder(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -47,7 +51,7 @@ def exclusive(path: Path, *, wait_s: float = 0.0) -> Iterator[int]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise
+                    raise Held(path) from None
                 time.sleep(LOCK_POLL_S)
         yield descriptor
     finally:

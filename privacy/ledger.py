@@ -1,6 +1,7 @@
 """Ledger: a site's durable record of the privacy one data set has spent."""
 
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from intramural.core.errors import BudgetExhausted, LedgerError
-from intramural.core.files import exclusive
+from intramural.core.files import Held, exclusive
 from intramural.core.journal import Entry, Journal, utc_now
 from intramural.privacy.accountant import epsilon_pld
 from intramural.privacy.book import (
@@ -182,14 +183,14 @@ class Ledger:
     def _exclusive(self) -> Iterator[Journal]:
         """Hold the lock and the journal, with all that others wrote counted."""
         with as_ledger_error(self.path), self._locked() as lock:
-            known = os.pread(lock, IDENTITY_BYTES, 0).decode(errors="replace")
+            known = _name_in(os.pread(lock, IDENTITY_BYTES, 0))
             journal = Journal(self.path, now=lambda: self._time(journal))
             try:
                 if not journal.entries and self._last is None:
                     self._begin(journal, known)
                 self._catch_up(journal)
                 identity = self.book.opened.ledger
-                if len(known) == IDENTITY_BYTES and known != identity:
+                if known and known != identity:
                     raise self._gone(known)
                 if known != identity:
                     os.pwrite(lock, identity.encode(), 0)
@@ -204,7 +205,7 @@ class Ledger:
         try:
             with exclusive(lock, wait_s=self._lock_wait_s) as descriptor:
                 yield descriptor
-        except BlockingIOError:
+        except Held:
             raise LedgerError(
                 f"{lock.name}: another process holds it for {self._lock_wait_s:g} s already; let "
                 "its charge finish, or end that process"
@@ -212,7 +213,7 @@ class Ledger:
 
     def _begin(self, journal: Journal, known: str) -> None:
         """Begin a ledger, where there never was one."""
-        if len(known) == IDENTITY_BYTES:
+        if known:
             raise self._gone(known)
         identity = secrets.token_hex(IDENTITY_BYTES // 2)
         opened = Opened(site=self.site, data=self.data, format=FORMAT, ledger=identity)
@@ -260,3 +261,9 @@ class Ledger:
                 f"{last.isoformat(timespec='seconds')}; set the clock right"
             )
         return max(now, last)
+
+
+def _name_in(content: bytes) -> str:
+    """Return the ledger's name that a lock file holds, or ''; a torn one is none."""
+    text = content.decode(errors="replace")
+    return text if re.fullmatch(f"[0-9a-f]{{{IDENTITY_BYTES}}}", text) else ""

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from intramural.privacy.charges import Charge, Spending
+from intramural.privacy.accountant import epsilon_pld
+from intramural.privacy.charges import Charge, composed_as, events_of, unit_of
 from intramural.privacy.ledger import Ledger
 
 TRUST = (
@@ -37,13 +38,14 @@ def statement_of(ledger: Ledger, *, delta: float, run: str | None = None) -> dic
     assert charges, "nothing was charged, so there is nothing to state"
     own = [charge for charge in charges if charge.run_id == run]
     private = spent.is_private
+    of_run = _number(_epsilon_of(own, charges, delta)) if private and own else None
     return {
         "site": ledger.site,
         "data": ledger.data,
         "claim": spent.claim,
         "private": private,
         "epsilon": _number(spent.epsilon) if private else None,
-        "epsilon_of_this_run": _number(epsilon_of(own, delta)) if private and own else None,
+        "epsilon_of_this_run": of_run,
         "delta": delta,
         "unit": spent.unit,
         "records_per_person": _told(charges, "records_per_person"),
@@ -64,9 +66,10 @@ def statement_of(ledger: Ledger, *, delta: float, run: str | None = None) -> dic
     }
 
 
-def epsilon_of(charges: Sequence[Charge], delta: float) -> float:
-    """Return the epsilon of some charges composed, by the same rule as the ledger's."""
-    return Spending().epsilon(delta, after=charges)
+def _epsilon_of(own: Sequence[Charge], every: Sequence[Charge], delta: float) -> float:
+    """Return the epsilon of some charges, for the unit and relation that all are told for."""
+    relation = composed_as(every, unit_of(every))
+    return epsilon_pld(events_of(own), delta=delta, relation=relation)
 
 
 def _number(epsilon: float) -> float | None:

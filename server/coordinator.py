@@ -92,7 +92,8 @@ class Coordinator:
         )
         self._fold: Fold | None = None
         self._losses: dict[str, tuple[float | None, int]] = {}
-        self._ledgers, self._private = LedgerWatch(self.history), federation.privacy is not None
+        self._private = federation.privacy is not None
+        self._ledgers = LedgerWatch(self.history, setting.journal.entries)
         self._sums: dict[str, Sums] = {}
         self._refusals: dict[str, int] = {}
         self._shown = ""
@@ -113,8 +114,8 @@ class Coordinator:
                 waiting_since = self.setting.clock()
                 self._collect()
         if self._failed is not None:
-            message = f"{self._failed}; reasons: {self._refusals or 'none came'}"
-            raise round_error(message, self._refusals)
+            why = f"{self._failed}; reasons: {self._refusals or 'none came'}"
+            raise round_error(why, self._refusals)
         return Outcome(vector=self.vector, history=self.history, test=self._sums)
 
     def _gather(self, since_s: float) -> None:
@@ -131,11 +132,9 @@ class Coordinator:
             if self.state.phase is not Phase.WAIT:
                 return
             if now - since_s >= setting.patience_s:
-                raise round_error(
-                    f"{len(eligible)} of {self.rules.sites_min} sites can take part "
-                    f"({self.directory.why}); mend the sites, or lower sites.min",
-                    self.directory.reasons,
-                )
+                needed, why = self.rules.sites_min, self.directory.why
+                told = f"{len(eligible)} of {needed} sites can take part ({why}); mend the sites"
+                raise round_error(f"{told}, or lower sites.min", self.directory.reasons_of(needed))
         setting.sleep(setting.poll_s)
 
     def _collect(self) -> None:

@@ -75,10 +75,10 @@ class Directory:
         told = {f"{r.site}: {r.detail}" if r.site else r.detail for r in self.refusals.values()}
         return "; ".join(sorted(told)) or "they did not connect"
 
-    @property
-    def reasons(self) -> set[str]:
-        """Why sites cannot take part, as the words that are counted."""
-        return {refusal.reason for refusal in self.refusals.values()}
+    def reasons_of(self, sites_min: int) -> set[str]:
+        """Return why so many sites cannot take part, as the words that are counted."""
+        told = {r.reason for node, r in self.refusals.items() if node in self._connected}
+        return told if len(self._connected) >= sites_min else told | {"absent"}
 
     def _problem(self, arrival: Arrival) -> Refusal | None:
         match arrival.reply:

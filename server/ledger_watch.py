@@ -3,18 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
+from intramural.core.journal import Entry
 from intramural.core.messages import Update
 
+ROLLED_BACK = "ledger-rolled-back"
+"""Why an update does not count, as the journal has it."""
 _NOTHING: dict[str, Any] = {"entries": 0, "head": None, "seeded": False, "rolled_back": False}
 
 
 class LedgerWatch:
     """Remembers each site's ledger as last heard, over rounds and restarts of a run."""
 
-    def __init__(self, history: Sequence[dict[str, Any]]) -> None:
-        """Take up what the last committed round knew."""
+    def __init__(self, history: Sequence[dict[str, Any]], entries: Sequence[Entry]) -> None:
+        """Take up what the last committed round knew, and what the journal refused since."""
         last = history[-1] if history else {}
         self._heard: dict[str, dict[str, Any]] = dict(last.get("ledgers", {}))
+        for entry in entries:
+            if entry.kind == "refused" and entry.body.get("reason") == ROLLED_BACK:
+                self._roll_back(entry.body["site"])
 
     def problem(self, update: Update) -> str | None:
         """Return why an update under [privacy] cannot count, or None.
@@ -26,9 +32,12 @@ class LedgerWatch:
         known = self._heard.get(update.site, {})
         grown = (update.ledger_entries or 0) > known.get("entries", 0)
         if known.get("rolled_back") or update.ledger_head is None or not grown:
-            self._heard[update.site] = _NOTHING | known | {"rolled_back": True}
-            return "ledger-rolled-back"
+            self._roll_back(update.site)
+            return ROLLED_BACK
         return None
+
+    def _roll_back(self, site: str) -> None:
+        self._heard[site] = _NOTHING | self._heard.get(site, {}) | {"rolled_back": True}
 
     def note(self, update: Update) -> None:
         """Remember a counted update's ledger."""

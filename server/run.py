@@ -13,7 +13,7 @@ from intramural.core.canonical import canonical_json, digest_vector
 from intramural.core.config import check_config
 from intramural.core.errors import CheckpointError, ConfigError
 from intramural.core.federation import FederationConfig
-from intramural.core.files import exclusive, write_json
+from intramural.core.files import Held, exclusive, write_json
 from intramural.core.journal import Entry, Journal, scan
 from intramural.server.checkpoint import Checkpoint, load_checkpoint
 from intramural.server.coordinator import Coordinator, Setting
@@ -25,6 +25,8 @@ from intramural.server.watcher import Watcher
 from intramural.strategies.registry import make_rule
 
 JOURNAL, CHECKPOINTS, MODEL, REPORT = "journal.jsonl", "checkpoints", "model", "report.json"
+LOCK = "run.lock"
+"""Held while a process runs the federation in the folder; the file itself stays."""
 
 
 SITES_KEY = "simulation-sites"
@@ -67,9 +69,9 @@ def run_federation(plan: RunPlan, grid: Grid, *, watcher: Watcher | None = None)
         ModelError, RoundError, CheckpointError, JournalError: As their modules say.
     """
     try:
-        with exclusive(plan.folder / JOURNAL):
+        with exclusive(plan.folder / LOCK):
             return _run_alone(plan, grid, watcher or Watcher())
-    except BlockingIOError:
+    except Held:
         raise ConfigError(
             f"{plan.folder}: another process runs a federation there; use another --out"
         ) from None

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from intramural.core.config import check_config
-from intramural.core.errors import Unclippable
+from intramural.core.errors import ModelError, Unclippable
 from intramural.core.federation import FederationConfig
 from intramural.models.loading import Loaded
 from intramural.models.padding import check_padding
@@ -74,7 +74,7 @@ def test_a_model_that_padding_moves_is_refused_under_privacy_alone(
 ) -> None:
     base = base_of(kind, bert, tmp_path / "base")
     assert loaded(federation(base, private=False)).model is not None
-    with pytest.raises(Unclippable, match="of padding change what it says of a record by"):
+    with pytest.raises(Unclippable, match="of padding change what it says of a record, by"):
         loaded(federation(base))
 
 
@@ -82,6 +82,27 @@ def test_a_model_that_padding_moves_is_refused_under_privacy_alone(
 def test_a_model_that_heeds_its_mask_is_not(kind: str, bert: Path, tmp_path: Path) -> None:
     found = loaded(federation(base_of(kind, bert, tmp_path / "base")))
     assert not found.model.training  # as it was
+
+
+def test_a_head_of_zeros_neither_hides_a_fault_nor_makes_one(bert: Path, tmp_path: Path) -> None:
+    check_padding(headless(federation(bert, private=False)), length_max=48)
+    base = base_of("fnet", bert, tmp_path / "base")
+    with pytest.raises(Unclippable):
+        check_padding(headless(federation(base, private=False)), length_max=48)
+
+
+def headless(config: FederationConfig) -> Loaded:
+    found = loaded(config)
+    torch.nn.init.zeros_(found.model.classifier.weight)
+    torch.nn.init.zeros_(found.model.classifier.bias)
+    return found
+
+
+def test_more_tokens_than_the_model_has_positions_for_are_a_mistake_of_configuration(
+    bert: Path,
+) -> None:
+    with pytest.raises(ModelError, match=r"model\.max_length = 128: .* lower it"):
+        loaded(federation(bert, model={"base": str(bert), "max_length": 128}))
 
 
 def test_a_causal_model_is_not(llama: Path) -> None:

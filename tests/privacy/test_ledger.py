@@ -257,3 +257,12 @@ def test_a_thousand_rounds_are_read_and_answered_quickly(
     assert time.process_time() - started < 0.05
     # 20 steps x 1001 in one composition, which grows like a root: far below 1001 x one round's
     assert 9 < epsilon < 10
+
+
+@pytest.mark.parametrize("content", [b"\0" * 32, b"abc", b"", b"\xff" * 32])
+def test_a_torn_name_in_the_lock_file_is_written_anew(tmp_path: Path, content: bytes) -> None:
+    ledger = opened(tmp_path / "ledger.jsonl")
+    lock = ledger.path.with_name("ledger.jsonl.lock")
+    lock.write_bytes(content)
+    assert opened(ledger.path).head == ledger.head
+    assert lock.read_text() == ledger.book.opened.ledger

@@ -10,7 +10,7 @@ import pytest
 from intramural.privacy.accountant import ACCOUNTANT, Event, epsilon_pld
 from intramural.privacy.charges import Charge
 from intramural.privacy.ledger import Ledger
-from intramural.privacy.statement import epsilon_of, statement_markdown, statement_of
+from intramural.privacy.statement import statement_markdown, statement_of
 from tests.privacy.ledgers import charge, clock
 
 DELTA = 1e-5
@@ -140,7 +140,20 @@ def test_the_page_for_people_has_every_term_beside_epsilon(tmp_path: Path) -> No
     assert "- epsilon: 0.5\n" in parts[2]
 
 
-def test_the_epsilon_of_some_charges_is_that_of_their_steps() -> None:
-    assert epsilon_of([charge(steps=7), charge(steps=13)], DELTA) == pytest.approx(
-        alone(20), rel=1e-6
-    )
+@pytest.mark.parametrize(
+    ("earlier", "unit", "relation"),
+    [
+        (charge(run_id="old", relation="replace-one"), "record", "replace-one"),
+        (charge(run_id="old", **PERSON), "record", "add-remove"),
+    ],
+    ids=["another relation", "another unit"],
+)
+def test_a_runs_own_epsilon_is_for_the_unit_and_relation_told_beside_it(
+    tmp_path: Path, earlier: Charge, unit: str, relation: str
+) -> None:
+    own = charge(steps=2000)
+    told = statement_of(written(tmp_path, earlier, own), delta=DELTA, run="one")
+    assert (told["unit"], told["relation"]) == (unit, relation)
+    # 2000 steps at rate 0.01, noise 1: 2.584 to add or remove a record, 4.193 to replace one, as
+    # which a record is composed beside persons
+    assert told["epsilon_of_this_run"] == pytest.approx(4.193, abs=2e-3)

@@ -73,7 +73,7 @@ def test_sites_that_all_refuse_fail_the_run_and_leave_no_result(tmp_path: Path, 
     with pytest.raises(RoundError, match=r"0 of 2 sites can take part .*records_min") as error:
         run(tmp_path / "run", federation(bert, sites={"min": 2}), folder)
     assert error.value.exit_code == 3  # rules said no, and nothing else was wrong
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"journal.jsonl"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"journal.jsonl", "run.lock"}
 
 
 def test_a_policy_that_forbids_the_federation_is_named(tmp_path: Path, bert: Path) -> None:

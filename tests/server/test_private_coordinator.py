@@ -10,6 +10,7 @@ import pytest
 
 from intramural.core.errors import RoundError
 from intramural.core.federation import FederationConfig
+from intramural.core.journal import scan
 from intramural.core.messages import Evaluated, EvaluateRequest, Reply, Request, Update
 from intramural.core.metrics import Sums
 from intramural.server.checkpoint import load_checkpoint
@@ -116,10 +117,25 @@ def test_a_ledger_rolled_back_once_counts_no_more_however_long_it_grows(tmp_path
     done = coordinate(tmp_path, config, grid_of(rolled))
     assert [("site-2" in record["sites"]) for record in done.seen.records] == [True, False, False]
     # and another process that goes on from what was recorded
-    watch = LedgerWatch(done.seen.records)
+    watch = LedgerWatch(done.seen.records, [])
     update = replace(seen[-1], ledger_entries=99)
     assert watch.problem(update) == "ledger-rolled-back"
     assert watch.problem(replace(update, site="site-1")) is None
+
+
+def test_a_rollback_that_ended_a_run_is_known_to_the_run_that_goes_on(tmp_path: Path) -> None:
+    lengths, seen = iter([9, 3, 5, 7]), []  # rolled back after round 1; each try adds to it
+
+    def told(update: Update) -> Update:
+        seen.append(update)
+        return replace(update, ledger_entries=next(lengths))
+
+    with pytest.raises(RoundError, match="ledger-rolled-back"):  # all three sites are needed
+        coordinate(tmp_path, private(), grid_of(answering(told)))
+    committed, _ = load_checkpoint(tmp_path / "checkpoints")
+    assert committed is not None
+    watch = LedgerWatch(committed.history, scan(tmp_path / "journal.jsonl").entries)
+    assert watch.problem(replace(seen[-1], ledger_entries=11)) == "ledger-rolled-back"
 
 
 def test_an_update_that_names_no_ledger_head_is_refused(tmp_path: Path) -> None:

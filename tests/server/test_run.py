@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from intramural.core.canonical import digest_vector
-from intramural.core.errors import CheckpointError, ConfigError, Interrupted
+from intramural.core.errors import CheckpointError, ConfigError, Interrupted, ModelError
+from intramural.core.files import exclusive
 from intramural.core.journal import scan
 from intramural.server.bundle import write_bundle
 from intramural.server.run import plan_from_config
@@ -40,7 +41,7 @@ def test_a_run_leaves_model_report_journal_and_checkpoints(
     report = run(out, config, folder)
     assert json.loads((out / "report.json").read_text()) == report
     names = {path.name for path in out.iterdir()}
-    assert names == {"model", "report.json", "journal.jsonl", "checkpoints"}
+    assert names == {"model", "report.json", "journal.jsonl", "checkpoints", "run.lock"}
     assert (out / "model" / "adapter_model.safetensors").is_file()
     kinds = [entry.kind for entry in scan(out / "journal.jsonl").entries]
     assert kinds == ["started", "opened", "committed", "opened", "committed", "finished"]
@@ -164,3 +165,28 @@ def test_a_bundle_s_configuration_is_read_back(tmp_path: Path) -> None:
 def test_a_bundle_without_a_manifest_is_refused(settings: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
         plan_from_config(settings | ({"out": "run"} if settings else {}))
+
+
+def test_a_folder_in_use_is_refused_and_a_failed_start_leaves_it_usable(
+    tmp_path: Path, bert: Path, folder: Path
+) -> None:
+    config = federation(bert, sites={"min": 2})
+    refused = pytest.raises(ConfigError, match="another process runs a federation there")
+    with exclusive(tmp_path / "run" / "run.lock"), refused:
+        run(tmp_path / "run", config, folder)
+    missing = federation(tmp_path / "no-model", sites={"min": 2})
+    with pytest.raises(ModelError):
+        run(tmp_path / "run", missing, folder)
+    assert not (tmp_path / "run" / "journal.jsonl").exists()
+    run(tmp_path / "run", config, folder)
+
+
+def test_an_error_of_the_system_in_a_run_is_told_as_what_it_is(
+    tmp_path: Path, bert: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("intramural.server.run.beginning", busy)
+    with pytest.raises(BlockingIOError):
+        run(tmp_path / "run", federation(bert, sites={"min": 2}), folder)
