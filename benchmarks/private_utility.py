@@ -63,15 +63,15 @@ def noised(name: str, exchange: dict[str, Any], rate: float) -> Trial:
     )
 
 
-def plain(name: str, exchange: dict[str, Any], *, rate: float, rounds: int, steps: int) -> Trial:
-    """Return a trial without privacy, by the settings of `make demo` and `make demo-full`."""
-    changes = {"optimizer": "adamw", "momentum": None, "learning_rate": rate, "batch_size": 16}
+def plain_lora() -> Trial:
+    """Return LoRA without privacy, by the settings of `make demo`."""
+    changes = {"optimizer": "adamw", "momentum": None, "learning_rate": 8e-3, "batch_size": 16}
     return Trial(
-        name=name,
+        name="lora",
         every_title=False,
-        rounds=rounds,
-        changes=changes | {"local_steps": steps},
-        exchange=exchange,
+        rounds=32,
+        changes=changes,
+        exchange=LORA,
         privacy=None,
     )
 
@@ -87,9 +87,8 @@ def plans() -> list[Trial]:
     return [
         *heads,
         noised("lora", LORA, 2.0),
-        plain("lora", LORA, rate=8e-3, rounds=32, steps=5),
+        plain_lora(),
         noised("full", FULL, 0.1),
-        plain("full", FULL, rate=5e-4, rounds=16, steps=10),
     ]
 
 
