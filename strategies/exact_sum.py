@@ -21,7 +21,7 @@ from intramural.core.layout import Vector
 
 T = TypeVar("T")
 
-CHUNK = 1 << 17
+CHUNK = 1 << 16
 """Elements handled at once: few enough to stay in cache, enough to keep threads from waiting."""
 THREADS_MAX = 8
 """Each thread has a chunk of scratch; more threads than this gain nothing but memory traffic."""

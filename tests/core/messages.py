@@ -52,7 +52,7 @@ def raw(text: str, *, vector: ArrayRecord | None = None) -> RecordDict:
 
 def good(kind: str, **changes: Any) -> RecordDict:
     """Return a good message with parts of its body changed."""
-    header = {"version": 2, "kind": kind, "body": BODIES[kind] | changes}
+    header = {"version": 3, "kind": kind, "answers": None, "body": BODIES[kind] | changes}
     vector = encode_vector(VECTOR) if kind in WITH_VECTOR else None
     return raw(json.dumps(header), vector=vector)
 

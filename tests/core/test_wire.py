@@ -103,7 +103,7 @@ def test_the_bytes_on_the_wire_are_those_documented() -> None:
     header = records.config_records["intramural"]["header"]
     body = {"manifest": "é", "run": "", "round": 2, "layout": small.digest}
     assert header == json.dumps(
-        {"version": 2, "kind": "TrainRequest", "body": body},
+        {"version": 3, "kind": "TrainRequest", "answers": None, "body": body},
         sort_keys=True,
         separators=(",", ":"),
         ensure_ascii=False,

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from intramural.core.errors import WireError
 from intramural.core.layout import Layout
 from intramural.core.messages import Evaluated, Hello, Refusal, Update, Welcome
-from intramural.core.wire import HEADER_BYTES_MAX, decode_reply, decode_request, encode_vector
+from intramural.core.letter import HEADER_BYTES_MAX
+from intramural.core.wire import decode_reply, decode_request, encode_vector
 from tests.core.messages import (
     BODIES,
     LAYOUT,
@@ -46,27 +47,31 @@ class Exploit:
         return (pytest.fail, ("a payload was unpickled",))
 
 
+def whole(kind: str, body: Any) -> dict[str, Any]:
+    return {"version": 3, "kind": kind, "answers": None, "body": body}
+
+
 def header(**changes: Any) -> str:
-    return json.dumps({"version": 2, "kind": "Refusal", "body": BODIES["Refusal"]} | changes)
+    return json.dumps(whole("Refusal", BODIES["Refusal"]) | changes)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (header(version=1), "wire version 1, expected 2; install equal versions"),
+        (header(version=1), "wire version 1, expected 3; install equal versions"),
         (header(version=-1), "wire version -1, "),
         (header(version=10**4000), "wire version 1000"),
         (header(version=True), "not a whole number"),
-        (header(version=2.0), "not a whole number"),
-        (header(version="2"), "not a whole number"),
+        (header(version=3.0), "not a whole number"),
+        (header(version="3"), "not a whole number"),
         (header(version="v" * 100_000), "not a whole number"),
         (header(version=None), "not a whole number"),
         (header(kind="Goodbye"), "'Goodbye' does not belong here"),
         (header(kind="K" * 100_000), "does not belong here"),
         (header(kind=["Refusal"]), "kind is not text"),
         (header(kind="_Codec"), "does not belong here"),
-        (header(more=1), "lacks version, kind or body"),
-        ('{"version": 2, "kind": "Refusal"}', "lacks version, kind or body"),
+        (header(more=1), "lacks version, kind, answers or body"),
+        ('{"version": 3, "kind": "Refusal"}', "lacks version, kind, answers or body"),
         (header(body=[]), "wrong fields"),
         (header(body=None), "wrong fields"),
         ("", "not JSON"),
@@ -95,7 +100,7 @@ def test_nested_json_is_refused_at_any_depth(place: str, depth: int) -> None:
 def test_each_field_must_be_there_and_no_other(kind: str) -> None:
     for name in BODIES[kind]:
         body = {key: value for key, value in BODIES[kind].items() if key != name}
-        text = json.dumps({"version": 2, "kind": kind, "body": body})
+        text = json.dumps(whole(kind, body))
         refused(raw(text, vector=encode_vector(VECTOR) if kind in WITH_VECTOR else None))
     refused(good(kind, surprise=1))
     refused(good(kind, delta=[1.0]))
@@ -152,7 +157,7 @@ def test_a_field_of_another_type_or_range_is_refused(
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
 def test_a_loss_that_is_not_finite_is_refused(number: str) -> None:
-    text = json.dumps({"version": 2, "kind": "Update", "body": BODIES["Update"]})
+    text = json.dumps(whole("Update", BODIES["Update"]))
     text = text.replace('"loss": 0.5', f'"loss": {number}')
     refused(raw(text, vector=encode_vector(VECTOR)), "loss")
 
@@ -299,11 +304,11 @@ def test_changed_fields_give_a_message_or_a_wire_error(
     body: tuple[str, dict[str, Any], Any], vector: bool, layout: Layout | None
 ) -> None:
     kind, changes, extra = body
-    whole = {"version": 2, "kind": kind, "body": BODIES[kind] | changes}
+    table = whole(kind, BODIES[kind] | changes)
     shared = encode_vector(VECTOR) if vector else None
-    message_or_wire_error(raw(json.dumps(whole), vector=shared), layout)
-    whole["body"] = extra
-    message_or_wire_error(raw(json.dumps(whole), vector=shared), layout)
+    message_or_wire_error(raw(json.dumps(table), vector=shared), layout)
+    table["body"] = extra
+    message_or_wire_error(raw(json.dumps(table), vector=shared), layout)
 
 
 @given(st.text(max_size=200) | json_values.map(json.dumps), st.booleans())
