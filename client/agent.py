@@ -2,16 +2,18 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from intramural.client.policy import check_manifest, check_records
+from intramural.client.policy import check_manifest, check_records, violations
 from intramural.client.refusals import refusal_of
 from intramural.core.errors import DataRefused, Refused
 from intramural.core.federation import FederationConfig
+from intramural.core.journal import utc_now
 from intramural.core.layout import Layout
 from intramural.core.messages import (
     Evaluated,
@@ -43,8 +45,18 @@ log = logging.getLogger(__name__)
 class SiteAgent:
     """Answers the coordinator's requests from one site's records, under the site's policy."""
 
-    def __init__(self, site: SiteConfig, federation: FederationConfig) -> None:
-        """Take the site's configuration and the manifest; reads and builds nothing yet."""
+    def __init__(
+        self,
+        site: SiteConfig,
+        federation: FederationConfig,
+        *,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """Take the site's configuration and the manifest; reads and builds nothing yet.
+
+        `now` tells the time for policy.hours.
+        """
+        self._now = now
         self.site = site
         self.federation = federation
         self.name = site.site.name
@@ -84,9 +96,27 @@ class SiteAgent:
             raise Refused(
                 "the request goes by another manifest than this site has; start a new run"
             )
-        check_manifest(self.site.policy, self.federation)
+        self._check_policy()
         if self.site.compute.threads is not None:
             use_threads(self.site.compute.threads)
+
+    def _check_policy(self) -> None:
+        """Hold the federation against the site's limits: those that need no model, then all."""
+        policy, now = self.site.policy, self._now()
+        found = violations(policy, self.federation, now=now)
+        if not found or {v.key for v in found} == {
+            "policy.models"
+        }:  # which needs the base's digest
+            resident = self._resident()
+            check_manifest(
+                policy,
+                self.federation,
+                base_digest=resident.base.digest,
+                vector_bytes=resident.loaded.exchange.layout.nbytes,
+                now=now,
+            )
+        else:
+            check_manifest(policy, self.federation, now=now)
 
     def _egress(self, reply: Reply) -> EgressPolicy:
         return EgressPolicy(

@@ -1,4 +1,8 @@
-"""Flower's entry point at a site: each message goes to the site's agent, its reply back."""
+"""Flower's entry point at a site: each message goes to the site's agent, its reply back.
+
+A deployed node's configuration names its resident worker, which holds records and model; this
+process passes the letters on. A simulation's nodes name none, and answer in this process.
+"""
 
 import json
 from pathlib import Path
@@ -7,13 +11,15 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from intramural.client import thin
 from intramural.client.refusals import refusal_of
 from intramural.core.config import check_config
 from intramural.core.errors import Refused
 from intramural.core.federation import FederationConfig
+from intramural.core.letter import Letter, read_request
 from intramural.core.messages import Reply
 from intramural.core.site import load_site
-from intramural.core.wire import VECTOR, decode_request, encode
+from intramural.core.wire import encode, to_letter, to_records
 
 if TYPE_CHECKING:
     from intramural.client.agent import SiteAgent
@@ -44,18 +50,30 @@ def query(message: Message, context: Context) -> Message:
 
 
 def _respond(message: Message, context: Context) -> Message:
+    answers = None
     try:
-        reply = _answer(message, context)
+        letter = to_letter(message.content)
+        answers = letter.digest
+        worker = context.node_config.get("worker")
+        if worker is not None:
+            answer = thin.ask(str(worker), _manifest(context), letter, wait_s=thin.WAIT_S)
+            return Message(to_records(answer), reply_to=message)
+        reply = _answer(letter, context)
     except Exception as error:  # noqa: BLE001 (flwr would send its text to the coordinator)
         reply = refusal_of(error, site="unknown")
-    return Message(encode(reply), reply_to=message)
+    return Message(encode(reply, answers=answers), reply_to=message)
 
 
-def _answer(message: Message, context: Context) -> Reply:
-    agent = agent_for(_site_file(context), str(context.run_config.get("manifest", "")))
+def _answer(letter: Letter, context: Context) -> Reply:
+    agent = agent_for(_site_file(context), _manifest(context))
     # reading a vector needs the layout, and so the model; a greeting shall not wait for it
-    layout = agent.layout if VECTOR in message.content else None
-    return agent.answer(decode_request(message.content, layout=layout))
+    layout = agent.layout if letter.vector is not None else None
+    return agent.answer(read_request(letter, layout=layout))
+
+
+def _manifest(context: Context) -> str:
+    """Return the run's manifest: in its envelope where a worker opens it, else as it is."""
+    return str(context.run_config.get("manifest", ""))
 
 
 def agent_for(site_file: Path, manifest: str) -> "SiteAgent":
@@ -78,16 +96,13 @@ def agent_for(site_file: Path, manifest: str) -> "SiteAgent":
 
 
 def _site_file(context: Context) -> Path:
-    """Return where this node's site.toml lies.
+    """Return where a simulated node's site.toml lies: in the run's configuration.
 
-    A deployed node names it in its own node configuration, which nobody else can set. Only a node
-    of a simulation, which has none, takes it from the run.
+    A deployed node names its worker instead, in its own configuration, which nobody else can set.
+    It never comes here: no run can make it open a file.
     """
-    own = context.node_config.get("site")
-    if own is not None:
-        return Path(str(own))
     folder = context.run_config.get("simulation-sites")
-    if folder is None or "partition-id" not in context.node_config:
-        raise Refused("the node names no site; start it with --node-config 'site=\"site.toml\"'")
+    if not folder or "partition-id" not in context.node_config:
+        raise Refused("the node names no worker; start the site with `intramural client up`")
     sites = sorted(Path(str(folder)).glob("*/site.toml"))
     return sites[int(context.node_config["partition-id"])]

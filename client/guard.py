@@ -14,6 +14,7 @@ from intramural.core.federation import FederationConfig
 from intramural.core.metrics import Sums
 from intramural.core.site import SiteConfig
 from intramural.data.records import Record
+from intramural.models.resident import resident_model
 from intramural.privacy.accountant import ACCOUNTANT, epsilon_pld
 from intramural.privacy.charges import Purpose
 from intramural.privacy.ledger import Charge, Ledger, Outcome
@@ -26,7 +27,7 @@ from intramural.privacy.told import told
 log = logging.getLogger(__name__)
 
 FAR_ABOVE = 2.0
-"""Nominal over real count above which the site is warned: it adds noise for records it lacks."""
+"""Nominal over real count above which the site is warned: it adds noise for units it lacks."""
 
 
 class Guard:
@@ -117,7 +118,8 @@ class Guard:
 
         Raises:
             BudgetExhausted: The lifetime budget does not cover it; nothing was written.
-            Refused: The manifest has no such round, or it was tried too often.
+            Refused: The manifest has no such round, or it was tried too often; or the model
+                cannot be trained under the plan, as `resident_model` says.
             LedgerError: The ledger cannot be written.
         """
         if not 1 <= round_ <= self.plan.rounds:
@@ -141,6 +143,8 @@ class Guard:
     @contextmanager
     def _settled(self, round_: int, *, run: str, purpose: Purpose = "train") -> Iterator[None]:
         """Charge before the body runs, and settle after it, however it ends."""
+        site = self._site  # a model that cannot be clipped is refused here, and costs nothing
+        resident_model(self._federation, places=site.model, device=site.compute.device)
         self.ledger.refresh()
         own = [c for c in self._own(run) if c.purpose == purpose]
         planned = self.plan.rounds if purpose == "train" else self._evaluations()
@@ -214,24 +218,28 @@ class Guard:
             Refused: The unit is a person and site.toml names no column of persons.
         """
         plan = self.plan
-        self._warn(len(records))
-        if plan.unit == "record":
-            return [np.array([row]) for row in range(len(records))]
-        persons = [record.person for record in records]
-        if None in persons:
-            raise Refused("privacy.unit is 'person'; name data.person in site.toml, for every row")
-        assert plan.records_per_person is not None
-        return persons_of([str(p) for p in persons], records_per_person=plan.records_per_person)
+        units = [np.array([row]) for row in range(len(records))]
+        if plan.unit == "person":
+            persons = [record.person for record in records]
+            if None in persons:
+                raise Refused(
+                    "privacy.unit is 'person'; name data.person in site.toml, for every row"
+                )
+            assert plan.records_per_person is not None
+            keys = [str(person) for person in persons]
+            units = persons_of(keys, records_per_person=plan.records_per_person)
+        self._warn(len(units))
+        return units
 
-    def _warn(self, count: int) -> None:
+    def _warn(self, units: int) -> None:
         """Tell the site, and nobody else, that the public count does not suit it."""
-        assert self._federation.privacy is not None
-        nominal = self._federation.privacy.nominal_records
-        if nominal > FAR_ABOVE * count and not self._warned:
+        nominal = self.plan.nominal_units
+        if nominal > FAR_ABOVE * units and not self._warned:
             self._warned = True
             log.warning(
-                "%s: privacy.nominal_records = %d is far above this site's count: the privacy "
+                "%s: privacy.nominal_%ss = %d is far above this site's count: the privacy "
                 "holds, the model learns less from here than it could",
                 self._site.site.name,
+                self.plan.unit,
                 nominal,
             )

@@ -44,19 +44,25 @@ class Found:
 def show_command(
     place: Annotated[Path, PLACE],
     delta: Annotated[float | None, DELTA] = None,
+    cross_check: Annotated[
+        bool, typer.Option("--cross-check", help="Print PRV's and RDP's epsilon beside PLD's.")
+    ] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Print each run's charges, and what all of them cost together.
 
     SITE_TOML is the site's site.toml, which says where its ledger is, or a
-    ledger's file. Nothing is changed; a site may train meanwhile.
+    ledger's file. Nothing is changed; a site may train meanwhile. Epsilon is
+    that of PLD; with --cross-check, PRV (Opacus) and RDP stand beside it.
 
     Example: intramural client ledger show site.toml --delta 1e-6
     """
     found = _found(place, delta)
-    spent = _spent(found)
+    spent = _spent(found, kept=True)
+    checks = _checks(found) if cross_check and spent.charges else []
     if as_json:
-        typer.echo(json.dumps(_told(found, spent) | {"runs": _runs(found.book)}))
+        more = {"cross_check": checks} if cross_check else {}
+        typer.echo(json.dumps(_told(found, spent) | {"runs": _runs(found.book)} | more))
         return
     opened = found.book.opened
     typer.echo(f"{found.path}: site {opened.site!r}, data set {opened.data!r}")
@@ -71,6 +77,11 @@ def show_command(
         f"unit {spent.unit}, relation {spent.relation}, sampler {spent.sampler}, "
         f"accountant {spent.accountant}"
     )
+    for check in checks:
+        figure = "no answer" if check["epsilon"] is None else f"epsilon {told(check['epsilon'])}"
+        typer.echo(
+            f"cross-check: {figure} by {check['accountant']}, composed as {check['relation']}"
+        )
     typer.echo(f"claim: {spent.claim}")
 
 
@@ -125,7 +136,7 @@ def export_command(
         | charge.model_dump(mode="json")
         for seq, charge in book.charges.items()
     ]
-    content = _told(found, _spent(found)) | {"events": events}
+    content = _told(found, _spent(found, kept=False)) | {"events": events}
     if out is None:
         typer.echo(json.dumps(content, indent=2))
     else:
@@ -154,13 +165,34 @@ def _found(place: Path, delta: float | None) -> Found:
     )
 
 
-def _spent(found: Found) -> "Spent":
+def _spent(found: Found, *, kept: bool) -> "Spent":
+    """Return what was spent: by what is kept beside the ledger, or of the events alone."""
+    from intramural.privacy.accountant import SCREEN_INTERVAL
     from intramural.privacy.charges import Spending
+    from intramural.privacy.composer import Composer
+    from intramural.privacy.kept import take_kept
 
-    spending = Spending()
+    composer = Composer(guard=Composer(interval=SCREEN_INTERVAL))
+    if kept:
+        take_kept(composer, found.path, found.book)
+    spending = Spending(told=composer)
     for charge in found.book.charges.values():
         spending.add(charge)
     return spending.spent(found.delta)
+
+
+def _checks(found: Found) -> list[dict[str, Any]]:
+    """Return what other accountants say of all charges; the claim rests on neither."""
+    from intramural.privacy.accountant import BOUND, SECOND_OPINION, cross_check
+    from intramural.privacy.charges import composed_as, events_of, steps_of, unit_of
+
+    charges = list(found.book.charges.values())
+    relation = composed_as(charges, unit_of(charges))
+    checks = cross_check(events_of(steps_of(charges)), delta=found.delta, relation=relation)
+    return [
+        {"accountant": accountant, "epsilon": checks[name], "relation": relation}
+        for name, accountant in (("prv", SECOND_OPINION), ("rdp", BOUND))
+    ]
 
 
 def _told(found: Found, spent: "Spent") -> dict[str, Any]:

@@ -104,6 +104,11 @@ class Children:
             for child in self._children
         )
 
+    def pid(self, name: str) -> int | None:
+        """Return a child's process number; None while it does not run."""
+        running = self._running.get(name)
+        return running.process.pid if running else None
+
     def stop(self) -> None:
         """End all children, the last first; whoever does not go is killed."""
         for child in reversed(self._children):

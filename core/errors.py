@@ -12,8 +12,10 @@ IntramuralError
 |-- TrainingError      local training went wrong (a loss that is not finite)            exit 1
 |-- RoundError         the rounds cannot go on (too few sites)                          exit 1
 |   `-- RoundRefused     for the sites' own rules said no, and for nothing else           exit 3
+|-- TrustError         a key, certificate, signature or kit is not what it should be  exit 3
 |-- Refused            a site's own rules said no                                       exit 3
 |   |-- DataRefused    the site's records are not enough; under [privacy] not told why   exit 3
+|   |-- AwaitsApproval the site's people have not approved the manifest yet              exit 3
 |   |-- EgressRefused  something was stopped from leaving a site                        exit 3
 |   |-- BudgetExhausted  the data set's lifetime budget does not cover a round          exit 3
 |   `-- Unclippable    a parameter, layer or loss has no exact per-unit gradient rule   exit 3
@@ -89,6 +91,12 @@ class RoundRefused(RoundError):
     exit_code = 3
 
 
+class TrustError(IntramuralError):
+    """A key, certificate, signature, kit or seal is not what it should be; nothing was used."""
+
+    exit_code = 3
+
+
 class Refused(IntramuralError):
     """A site's own rules said no; the reason may travel."""
 
@@ -97,6 +105,10 @@ class Refused(IntramuralError):
 
 class DataRefused(Refused):
     """The site's records are too few, or lack a split: a refusal that tells of them."""
+
+
+class AwaitsApproval(Refused):
+    """The site's people have not approved the manifest yet; asked again later, it may pass."""
 
 
 class EgressRefused(Refused):

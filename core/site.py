@@ -4,10 +4,26 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, StringConstraints
 
 from intramural.core.config import Section, load_config
 from intramural.core.federation import Count, Name, Positive, Text
+
+_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
+
+
+def _has_length(hours: str) -> str:
+    begin, _, end = hours.partition("-")
+    if begin == end:
+        raise ValueError("begins when it ends; write 00:00-24:00 for the whole day")
+    return hours
+
+
+Hours = Annotated[
+    str, StringConstraints(pattern=f"^{_TIME}-({_TIME}|24:00)$"), AfterValidator(_has_length)
+]
+"""A span of local time, such as 22:00-06:00, which wraps midnight; its end is outside it."""
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
 class SiteIdentity(Section):
@@ -41,7 +57,7 @@ class SiteData(Section):
 
 
 class SitePolicy(Section):
-    """The table [policy]."""
+    """The table [policy]. Its keys only tighten: none lets in what another refuses."""
 
     require_privacy: bool = True
     """refuse a federation without [privacy]"""
@@ -51,8 +67,24 @@ class SitePolicy(Section):
     """most privacy this data set ever spends, over all runs"""
     delta_lifetime: Annotated[float, Field(gt=0, lt=1, strict=True)] = 1e-5
     """delta at which epsilon_run and epsilon_lifetime are read; fixed for the data set's life"""
+    noise_min: Positive | None = None
+    """smallest noise_multiplier of a step; also refuses a federation without [privacy]"""
+    clip_max: Positive | None = None
+    """largest privacy.clip_norm; also refuses a federation without [privacy]"""
+    require_secure_aggregation: bool = False
+    """refuse a federation whose coordinator sees single updates; true refuses every federation,
+    for this version has no secure aggregation"""
+    tasks: Annotated[tuple[Literal["classification", "generation"], ...], Field(min_length=1)] = (
+        "classification",
+        "generation",
+    )
+    """kinds of task the site trains for"""
+    models: tuple[Digest, ...] = ()
+    """sha256:... of each base model the site trains; empty: any"""
     exchange: tuple[Literal["lora", "full", "head"], ...] = ("lora", "head")
     """exchange kinds the site lets out"""
+    cohort_min: Count = 1
+    """fewest sites.min; a round may still close with sites.quorum of them"""
     retries_max: Annotated[int, Field(ge=0, strict=True)] = 3
     """[privacy]: charges of one run beyond its planned ones, after crashes and lost replies"""
     not_private_seed: Annotated[int, Field(ge=0, strict=True)] | None = None
@@ -61,8 +93,16 @@ class SitePolicy(Section):
     """refuse to train on fewer records"""
     payload_bytes_max: Count = 4 * 1024**3
     """most bytes one reply may hold"""
+    bytes_per_round_max: Count | None = None
+    """most bytes of parameters in one round, both ways together"""
+    hours: tuple[Hours, ...] = ()
+    """local times at which the site answers, such as "22:00-06:00"; empty: any; what has begun is
+    finished"""
     approve: Literal["ask", "same-shape"] = "ask"
-    """who approves a new manifest: 'ask' a person, or 'same-shape' as the last one"""
+    """who approves a new manifest: 'ask' people, or 'same-shape' without asking where it differs
+    from the last one approved under its name in harmless keys only"""
+    approvers: Annotated[int, Field(ge=1, le=2, strict=True)] = 1
+    """different people who must approve a manifest: 1 or 2"""
 
 
 class SiteCompute(Section):

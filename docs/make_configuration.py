@@ -22,7 +22,8 @@ Keys marked **required** have no default.
 
 What the keys of `[privacy]`, `[site_privacy]` and of the ledger do together: [privacy](privacy.md).
 
-One key is read and not acted on in this version: `policy.approve` in site.toml.
+`policy.approve`, `policy.approvers` and `policy.hours` bind a deployed site; a simulation asks
+nobody, at any hour.
 """
 WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
 

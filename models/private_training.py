@@ -17,6 +17,7 @@ from intramural.privacy.opacus_engine import OpacusEngine
 from intramural.privacy.plan import PrivacyPlan
 from intramural.privacy.random import SecureRandom
 from intramural.privacy.sampler import PoissonSampler
+from intramural.privacy.tensors import check_same_tensors
 
 ROWS_MIN = 8
 """Records that a part may always hold, if it has so many, unless the site says otherwise."""
@@ -30,6 +31,7 @@ ENGINES: dict[str, Callable[..., Engine]] = {
     "bookkeeping": BookkeepingEngine,
     "opacus": OpacusEngine,
 }
+"""By the name in privacy.engine."""
 Rows = Sequence[int]
 
 
@@ -61,7 +63,8 @@ def train_privately(
         random as ever, whoever is drawn beside it.
 
     Raises:
-        Unclippable: The model holds a trainable parameter without an exact rule; nothing was read.
+        Unclippable: The model cannot be clipped exactly. By now the records are read and charged
+            for; `rehearse` finds that out before either.
         TrainingError: A trainable tensor did not move in the round's first step.
     """
     settings, privacy = plan.training, private.plan
@@ -92,8 +95,10 @@ def train_privately(
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if step == 0 and rate > 0:
-                moved.check()
+            if step == 0:
+                check_same_tensors(loaded.model, optimizer)
+                if rate > 0:
+                    moved.check()
 
 
 def _engine(loaded: Loaded, optimizer: torch.optim.Optimizer, private: PrivateRound) -> Engine:

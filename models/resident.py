@@ -43,19 +43,24 @@ def resident_model(
 
     Raises:
         ModelError: As `resolve_base` and `load_model`.
-        Unclippable: Under [privacy], padding changes what the model says of a record.
+        Unclippable: Under [privacy], padding changes what the model says of a record, or the
+            federation's engine cannot clip the model.
     """
     base = resolve_base(federation.model.base, places=places)
     content = federation.to_json()
     needs = [content[name] for name in ("model", "task", "exchange", "training")]
-    seed, private = federation.federation.seed, federation.privacy is not None
-    key = digest_json([*needs, seed, private, str(base.folder), device])
+    seed, privacy = federation.federation.seed, federation.privacy
+    engine = privacy.engine if privacy is not None else None
+    key = digest_json([*needs, seed, engine, str(base.folder), device])
     if fresh or key not in _resident:
         _resident.clear()  # the old model's memory is needed for the new one
         loaded = load_model(federation, base, device=device)
-        if private:
-            check_padding(loaded, length_max=federation.model.max_length)
         task = make_task(federation, loaded, base=base)
+        if privacy is not None:
+            from intramural.models.rehearsal import rehearse  # here: Opacus takes seconds to load
+
+            check_padding(loaded, length_max=federation.model.max_length)
+            rehearse(loaded, task, federation)
         _resident[key] = Resident(base=base, loaded=loaded, task=task)
     return _resident[key]
 

@@ -84,6 +84,16 @@ class Composition(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What so many steps of each mechanism were found to cost."""
+
+    steps: Steps
+    epsilon: float
+    is_exact: bool
+    """False: at most that."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spent:
     """What a data set's charges cost together, with all that gives the number its meaning."""
 
@@ -132,11 +142,26 @@ class Spending:
         Void for charges whose steps were not taken as they say, see `epsilon_pld`.
     """
 
-    def __init__(self, composition: Composition = epsilon_pld) -> None:
-        """Start with nothing spent."""
+    def __init__(
+        self,
+        composition: Composition = epsilon_pld,
+        *,
+        told: Composition | None = None,
+        bound: Composition | None = None,
+    ) -> None:
+        """Start with nothing spent.
+
+        Args:
+            composition: What charges that are not yet spent would cost, to decide by.
+            told: What was spent, to be told; None: the same. What is told decides nothing.
+            bound: Quicker than `composition` and never lower; asked before it. None: there is none.
+        """
         self._composition = composition
+        self._teller = composition if told is None else told
+        self._bound = bound
         self._charges: list[Charge] = []
-        self._answers: dict[tuple[Relation, float], tuple[Steps, float]] = {}
+        self._answers: dict[tuple[Relation, float], Answer] = {}
+        self._foreseen: dict[tuple[Relation, float], Answer] = {}
 
     @property
     def charges(self) -> tuple[Charge, ...]:
@@ -152,22 +177,27 @@ class Spending:
 
         It is that of a person if every charge bounded persons, else that of a record.
         """
-        if not self._charges and not after:
+        charges = [*self._charges, *after]
+        if not charges:
             return 0.0
-        unit = unit_of([*self._charges, *after])
-        return self._epsilon(unit, delta, after)
+        return self._decided(charges, delta) if after else self._told(unit_of(charges), delta)
 
-    def within(self, limit: float, delta: float, *, after: Sequence[Charge] = ()) -> bool:
+    def within(self, limit: float, delta: float, *, after: Sequence[Charge]) -> bool:
         """Return whether `epsilon` is at most `limit`; at once if more was found to be.
 
         A run is foreseen whole when it is admitted, so its rounds cost no new composition.
         """
         charges = [*self._charges, *after]
-        relation = composed_as(charges, unit_of(charges))
-        foreseen, epsilon = self._answers.get((relation, delta), (Counter(), 0.0))
-        if epsilon <= limit and _steps_of(charges) <= foreseen:
+        relation, steps = composed_as(charges, unit_of(charges)), steps_of(charges)
+        foreseen = self._foreseen.get((relation, delta))
+        if foreseen is not None and foreseen.epsilon <= limit and steps <= foreseen.steps:
             return True
-        return self.epsilon(delta, after=after) <= limit  # a NaN is not
+        if self._bound is not None:
+            most = self._bound(events_of(steps), delta=delta, relation=relation)
+            if most <= limit:
+                self._foreseen[relation, delta] = Answer(steps=steps, epsilon=most, is_exact=False)
+                return True
+        return self._decided(charges, delta) <= limit  # a NaN is not
 
     def spent(self, delta: float) -> Spent:
         """Return what was spent, with what it means."""
@@ -183,39 +213,49 @@ class Spending:
             unit=unit,
             relation=relation_of(charges, unit),
             sampler="poisson",
-            accountant=answered_by(events_of(charges), delta=delta),
-            epsilon_record=self._epsilon("record", delta),
+            accountant=answered_by(events_of(steps_of(charges)), delta=delta),
+            epsilon_record=self._told("record", delta),
             record_relation=relation_of(charges, "record"),
             epsilon_person=epsilon if unit == "person" else None,
             is_private=is_private,
             claim=claim_of(charges, epsilon, delta),
         )
 
-    def _epsilon(self, unit: Unit, delta: float, after: Sequence[Charge] = ()) -> float:
-        charges = [*self._charges, *after]
-        relation, steps = composed_as(charges, unit), _steps_of(charges)
+    def _decided(self, charges: Sequence[Charge], delta: float) -> float:
+        """Return what charges would cost, by what decides."""
+        relation, steps = composed_as(charges, unit_of(charges)), steps_of(charges)
+        known = self._foreseen.get((relation, delta))
+        if known is None or not known.is_exact or known.steps != steps:
+            epsilon = self._composition(events_of(steps), delta=delta, relation=relation)
+            known = Answer(steps=steps, epsilon=epsilon, is_exact=True)
+            self._foreseen[relation, delta] = known
+        return known.epsilon
+
+    def _told(self, unit: Unit, delta: float) -> float:
+        """Return what was spent, for a unit."""
+        relation, steps = composed_as(self._charges, unit), steps_of(self._charges)
         known = self._answers.get((relation, delta))
-        if known is not None and known[0] == steps:  # what was foreseen was then charged
-            return known[1]
-        epsilon = self._composition(events_of(charges), delta=delta, relation=relation)
-        self._answers[relation, delta] = (steps, epsilon)
-        return epsilon
+        if known is None or known.steps != steps:
+            epsilon = self._teller(events_of(steps), delta=delta, relation=relation)
+            known = Answer(steps=steps, epsilon=epsilon, is_exact=True)
+            self._answers[relation, delta] = known
+        return known.epsilon
 
 
-def events_of(charges: Sequence[Charge]) -> list[Event]:
-    """Return the mechanisms that charges paid for."""
-    return [
-        Event(sample_rate=c.sample_rate, noise_multiplier=c.noise_multiplier, steps=c.steps)
-        for c in charges
-    ]
-
-
-def _steps_of(charges: Sequence[Charge]) -> Steps:
-    """Return the steps of each mechanism; a composition depends on nothing else."""
+def steps_of(charges: Sequence[Charge]) -> Steps:
+    """Return the steps of each mechanism that charges paid for; a composition needs no more."""
     steps: Steps = Counter()
     for charge in charges:
         steps[charge.sample_rate, charge.noise_multiplier] += charge.steps
     return steps
+
+
+def events_of(steps: Steps) -> list[Event]:
+    """Return an event for each mechanism."""
+    return [
+        Event(sample_rate=rate, noise_multiplier=noise, steps=count)
+        for (rate, noise), count in steps.items()
+    ]
 
 
 def unit_of(charges: Sequence[Charge]) -> Unit:
@@ -228,6 +268,11 @@ def relation_of(charges: Sequence[Charge], unit: Unit) -> Relation:
     if unit == "record" and any(charge.unit == "person" for charge in charges):
         return "add-remove"
     return composed_as(charges, unit)
+
+
+def relations_of(charges: Sequence[Charge]) -> list[Relation]:
+    """Return the relations under which `Spending.spent` composes all the charges."""
+    return sorted({composed_as(charges, unit_of(charges)), composed_as(charges, "record")})
 
 
 def composed_as(charges: Sequence[Charge], unit: Unit) -> Relation:
@@ -253,7 +298,7 @@ def claim_of(charges: Sequence[Charge], epsilon: float, delta: float) -> str:
     change = "added or removed" if relation == "add-remove" else "replaced"
     claim = (
         f"({told(epsilon)}, {delta:g})-differential privacy for one {unit} {change}; "
-        f"Poisson sampling; {answered_by(events_of(charges), delta=delta)}"
+        f"Poisson sampling; {answered_by(events_of(steps_of(charges)), delta=delta)}"
     )
     if len({charge.unit for charge in charges}) > 1:
         claim += "; no claim for persons: some charges bound records only"

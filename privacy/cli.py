@@ -3,7 +3,6 @@
 import io
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from intramural.core.config import load_config
-from intramural.core.errors import ConfigError, Refused
+from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import write_atomic
 from intramural.privacy.told import told
@@ -163,14 +162,11 @@ def _plan_of(
 
 def _costs(plan: Any) -> dict[str, Any]:
     """Return the plan and its cost by each accountant, as a JSON value."""
-    from intramural.privacy.accountant import answered_by, epsilon_of
+    from intramural.privacy.accountant import answered_by, cross_check
     from intramural.privacy.plan import SAMPLER, evaluations
 
-    def by(accountant: str) -> Callable[[], float]:
-        return lambda: epsilon_of(
-            accountant, plan.total(), delta=plan.delta, relation=plan.relation
-        )
-
+    cost = plan.cost()
+    checks = cross_check(plan.total(), delta=plan.delta, relation=plan.relation)
     return {
         "unit": plan.unit,
         "relation": plan.relation,
@@ -187,19 +183,10 @@ def _costs(plan: Any) -> dict[str, Any]:
         "evaluations": evaluations(plan.rounds, plan.evaluate_every, plan.rounds)
         if plan.metrics_noise
         else 0,
-        "epsilon": {name: _answer(by(name)) for name in ("pld", "prv", "rdp")},
+        "epsilon": {"pld": cost if math.isfinite(cost) else None} | checks,
         "accountant": answered_by(plan.total(), delta=plan.delta),
         "warnings": plan.warnings(),
     }
-
-
-def _answer(ask: Callable[[], float]) -> float | None:
-    """Return an accountant's epsilon, or None where it has no answer, or no finite one."""
-    try:
-        epsilon = ask()
-    except Refused:
-        return None
-    return epsilon if math.isfinite(epsilon) else None
 
 
 def _table(found: dict[str, Any]) -> Table:

@@ -9,17 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter, functional
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from intramural.core.errors import Unclippable
+from intramural.privacy import prompts
 from intramural.privacy.layer_functions import LookUp, Multiply, Normalize, Spread
 from intramural.privacy.records import Recorder
 from intramural.privacy.tensors import trainable
+from intramural.privacy.unfit import check_fit
 
 Forward = Callable[..., Any]
-
-PROMPTS = ("PeftType.PROMPT_TUNING", "PeftType.P_TUNING")
-"""The PEFT methods that make one prompt and repeat it for every row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +38,7 @@ def check_clippable(model: nn.Module) -> None:
     Looks at the model alone: no data is needed, and none is seen.
 
     Raises:
-        Unclippable: It names the parameter and its layer, or the batch normalisation; or matrix
+        Unclippable: It names the parameter and its layer, or what `check_fit` refuses; or matrix
             products are set to less than float32, which norms do not reckon with.
     """
     if torch.get_float32_matmul_precision() != "highest":
@@ -54,14 +52,10 @@ def check_clippable(model: nn.Module) -> None:
 
 def find_layers(model: nn.Module) -> list[tuple[nn.Module, Rule]]:
     """Return the layers that own trainable parameters, each with its rule, or refuse."""
+    check_fit(model)
     layers: list[tuple[nn.Module, Rule]] = []
     owned: set[Parameter] = set()
-    for name, layer in model.named_modules():
-        if isinstance(layer, _BatchNorm):
-            raise Unclippable(
-                f"{name or 'the model'} ({type(layer).__name__}) mixes the records of a batch, "
-                "so none has a gradient of its own; use a model with layer normalisation"
-            )
+    for layer in model.modules():
         rule = rule_of(layer)
         if rule is not None and (rule.method != "forward" or _any_trainable(rule.owned)):
             layers.append((layer, rule))
@@ -119,22 +113,13 @@ def rule_of(layer: nn.Module) -> Rule | None:
         return _ia3_rule(layer)
     if kind.__module__ == "peft.tuners.lora.layer" and kind.__name__ == "Embedding":
         return _lora_embedding_rule(layer)
-    if kind.__module__ == "peft.peft_model":
-        return _prompt_rule(layer)
+    if prompts.learns_prompt(layer):  # the layers that make the prompt have rules themselves
+        return Rule(owned=[], forward=_prompt, method=prompts.METHOD)
     return None
 
 
 def _any_trainable(parameters: Iterable[Parameter]) -> bool:
     return any(parameter.requires_grad for parameter in parameters)
-
-
-def _prompt_rule(model: Any) -> Rule | None:
-    """Return the rule of PEFT's prompt tuning and p-tuning, whose layers have rules themselves."""
-    if str(getattr(model.active_peft_config, "peft_type", "")) not in PROMPTS:
-        return None
-    if not _any_trainable(model.prompt_encoder.parameters()):
-        return None
-    return Rule(owned=[], forward=_prompt, method="get_prompt")
 
 
 def _ia3_rule(layer: Any) -> Rule:
@@ -247,16 +232,8 @@ def _lora_embedding(layer: Any, recorder: Recorder, plain: Forward) -> Forward:
 
 
 def _prompt(model: Any, recorder: Recorder, plain: Forward) -> Forward:
-    """Make the prompt once a row, where PEFT makes it once and repeats it."""
-
-    def get_prompt(batch_size: int, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return plain(batch_size, *args, **kwargs)
-        numbers = model.prompt_tokens[model.active_adapter].unsqueeze(0)
-        encoder = model.prompt_encoder[model.active_adapter]
-        return encoder(numbers.to(encoder.embedding.weight.device))  # one a row by its embedding
-
-    return get_prompt
+    """Make the prompt once a row, by the rule of its embedding."""
+    return prompts.prompt_a_row(model, plain)
 
 
 def _one_a_row(ids: Tensor, layer: Any, recorder: Recorder) -> Tensor:

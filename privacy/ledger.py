@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from intramural.core.errors import BudgetExhausted, LedgerError
 from intramural.core.files import Held, exclusive
 from intramural.core.journal import Entry, Journal, utc_now
-from intramural.privacy.accountant import epsilon_pld
+from intramural.privacy.accountant import SCREEN_INTERVAL
 from intramural.privacy.book import (
     FORMAT,
     Book,
@@ -26,6 +26,8 @@ from intramural.privacy.book import (
     rolled_back,
 )
 from intramural.privacy.charges import Charge, Composition, Spending, Spent, unit_of
+from intramural.privacy.composer import Composer
+from intramural.privacy.kept import compose_kept
 from intramural.privacy.told import told
 
 __all__ = ["Charge", "Ledger", "Outcome", "Spent"]
@@ -42,7 +44,9 @@ class Ledger:
 
     Several processes may share one ledger: each charge and settlement takes an exclusive lock on
     the file PATH.lock, verifies the whole chain anew, counts what others have written since, and
-    is on disk before it returns. Nothing is held in between, so nothing needs closing.
+    is on disk before it returns. Nothing is held in between, so nothing needs closing. What was
+    spent by then is composed when the ledger is opened, so that `epsilon` answers at once; see
+    `kept.py` for the file that spares most of that the next time.
 
     Guarantees:
         When `charge` has returned, the charge survives a crash and a power cut; when it raised,
@@ -61,10 +65,18 @@ class Ledger:
         site: str,
         data: str,
         now: Callable[[], datetime] = utc_now,
-        composition: Composition = epsilon_pld,
+        composition: Composition | None = None,
         lock_wait_s: float = LOCK_WAIT_S,
     ) -> None:
         """Open the ledger at `path`, or begin it.
+
+        Args:
+            path: Its file.
+            site: Name of the site.
+            data: Name of the data set.
+            now: The clock.
+            composition: Another accountant, for tests; None: PLD.
+            lock_wait_s: How long another process may hold the lock.
 
         Raises:
             LedgerError: It is broken, another site's or data set's, locked, or cannot be written.
@@ -75,10 +87,16 @@ class Ledger:
         """Name of the data set."""
         self._now = now
         self._lock_wait_s = lock_wait_s
-        self._spending = Spending(composition)
+        wide = Composer(interval=SCREEN_INTERVAL)
+        teller = Composer(guard=wide)
+        self._spending = (
+            Spending(told=teller, bound=wide) if composition is None else Spending(composition)
+        )
         self._last: Book | None = None
         with self._exclusive():
             pass  # reads it, or begins it
+        if composition is None:
+            compose_kept(teller, path, self.book)
 
     @property
     def charges(self) -> tuple[Charge, ...]:

@@ -3,7 +3,6 @@
 Slower than book-keeping on whole models, and an independent second opinion on it everywhere.
 """
 
-import inspect
 import warnings
 from collections.abc import Sequence
 from types import TracebackType
@@ -15,9 +14,11 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from intramural.core.errors import TrainingError, Unclippable
+from intramural.privacy import prompts
 from intramural.privacy.clipped_sums import SLACK
 from intramural.privacy.engine import NoiseSource
 from intramural.privacy.norms import ROUNDING, squared_norms
+from intramural.privacy.opacus_readable import check_readable
 from intramural.privacy.tensors import check_same_tensors, trainable
 
 PROBE_TOLERANCE: Final = {torch.float32: 0.01, torch.bfloat16: 0.1}
@@ -75,12 +76,13 @@ class OpacusEngine:
     """The engine that is Opacus; see `Engine`.
 
     Worked around: embeddings called with one row of ids for all rows (BERT's and GPT-2's
-    positions) get a row each; a unit whose gradient is not finite is zeroed, where Opacus would
-    spoil the sum; a person's rows are added up before clipping.
+    positions) get a row each, and so do PEFT's prompts; a unit whose gradient is not finite is
+    zeroed, where Opacus would spoil the sum; a person's rows are added up before clipping.
 
-    Refused by name: layers with buffers (BatchNorm), parameters used outside a forward of their
-    own (IA3, AdaLoRA, VeRA, LoRA on embeddings), layers of more than one input (DoRA), trainable
-    parameters that are not float32, non-reentrant gradient checkpointing.
+    Refused by name: what `check_fit` refuses, layers with buffers, parameters used outside a
+    forward of their own (IA3, AdaLoRA, VeRA, LoRA on embeddings), layers with layers inside (a
+    masked language model's tied bias), layers of more than one input (DoRA), trainable parameters
+    that are not float32, non-reentrant gradient checkpointing.
 
     Guarantees:
         Those of `Engine`. On the first part of two rows or more, the first row's gradient is
@@ -112,6 +114,7 @@ class OpacusEngine:
         self._model = model
         self._hooks: Any = None
         self._spread: list[Any] = []
+        self._prompted: list[nn.Module] = []
         self._owners: Tensor | None = None
         self._rows = 0
         self._probed = False
@@ -132,6 +135,10 @@ class OpacusEngine:
             for module in self._model.modules()
             if isinstance(module, nn.Embedding) and module.weight.requires_grad
         ]
+        self._prompted = [layer for layer in self._model.modules() if prompts.learns_prompt(layer)]
+        for layer in self._prompted:
+            plain = getattr(layer, prompts.METHOD)
+            layer.__dict__[prompts.METHOD] = prompts.prompt_a_row(layer, plain)
         for parameter in self.optimizer.params:
             parameter.summed_grad = None
         return self
@@ -148,6 +155,8 @@ class OpacusEngine:
         self._hooks = None
         for handle in self._spread:
             handle.remove()
+        for layer in self._prompted:
+            del layer.__dict__[prompts.METHOD]
         self.optimizer.forget()
 
     def open(self, owners: Sequence[int]) -> None:
@@ -299,41 +308,3 @@ class OpacusEngine:
             parameter.grad_sample = None
             parameter._forward_counter = 0
         self._rows = 0
-
-
-def check_readable(model: nn.Module) -> None:
-    """Refuse, by name, trainable parameters that Opacus' hooks cannot see or would misread.
-
-    Raises:
-        Unclippable: The first such parameter, and why.
-    """
-    for name, module in model.named_modules():
-        own = [n for n, p in module.named_parameters(recurse=False) if p.requires_grad]
-        if own and (why := _unreadable(module)):
-            raise Unclippable(f"{name}.{own[0]} ({type(module).__name__}): {why}")
-        function = getattr(module, "_gradient_checkpointing_func", None)
-        reentrant = getattr(function, "keywords", {}).get("use_reentrant", False)
-        if function and getattr(module, "gradient_checkpointing", False) and not reentrant:
-            raise Unclippable(
-                f"{name or 'model'}: Opacus cannot follow non-reentrant checkpointing; set "
-                "training.gradient_checkpointing = false, or privacy.engine = 'bookkeeping'"
-            )
-
-
-def _unreadable(module: nn.Module) -> str:
-    """Return why Opacus cannot clip a layer's own parameters, or ''."""
-    if isinstance(module, nn.ParameterDict | nn.ParameterList):
-        return "used outside a forward pass of its own, which Opacus does not see"
-    if any(True for _ in module.buffers()):
-        return "the layer has buffers, which would carry one row's values to others"
-    if any(p.requires_grad and p.dtype != torch.float32 for p in module.parameters()):
-        return "trainable parameters must be float32, or norms and sums would not be"
-    if type(module) not in GradSampleHooks.GRAD_SAMPLERS:
-        if any(True for _ in module.children()):
-            return "Opacus takes a layer with layers inside for one, and misses what those share"
-        parameters = list(inspect.signature(module.forward).parameters.values())
-        optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        needed = [p for p in parameters if p.default is p.empty and p.kind not in optional]
-        if len(needed) != 1:
-            return "Opacus differentiates unknown layers by their one input; this has others"
-    return ""

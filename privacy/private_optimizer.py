@@ -5,26 +5,55 @@ attaches with `optimizer.attach_step_hook`, and the loop is `losses.sum().backwa
 `optimizer.step()`. An empty batch has no backward pass and steps all the same.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from intramural.core.errors import TrainingError
+from intramural.core.errors import TrainingError, Unclippable
 from intramural.privacy.bookkeeping import BookkeepingOptimizer
 from intramural.privacy.engine import NoiseSource
 from intramural.privacy.layer_rules import Attachment, check_clippable
+from intramural.privacy.moved import MovedCheck
 from intramural.privacy.records import Recorder
 from intramural.privacy.tensors import check_same_tensors, trainable
 
 
 class PrivateOptimizer(BookkeepingOptimizer):
-    """A `BookkeepingOptimizer` that keeps its model attached until `detach`."""
+    """A `BookkeepingOptimizer` that keeps its model attached until `detach`.
+
+    Its first step with noise and learning rates above 0 also checks that the model's own tensors
+    moved, all of them: https://github.com/meta-pytorch/opacus/issues/820.
+    """
 
     def attach_model(self, model: nn.Module) -> None:
         """Swap the layers' forwards; each forward pass of the whole model starts a new pass."""
         self._attachment = Attachment(model, self._recorder)
         self._opening = model.register_forward_pre_hook(self._open, with_kwargs=True)
+        self._model = model
+        self._unproved = True
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Clip, noise and step; the first step checks that the model moved.
+
+        Raises:
+            Unclippable: The optimizer no longer holds the tensors that the model trains.
+            TrainingError: A tensor of the model did not move.
+        """
+        moved = MovedCheck(trainable(self._model)) if self._unproved else None
+        result: float | None = super().step(closure)
+        if moved is not None and not self._is_last_step_skipped:
+            check_same_tensors(self._model, self.original_optimizer)
+            if self.noise_multiplier > 0 and self._may_move():
+                moved.check()
+                self._unproved = False
+        return result
+
+    def _may_move(self) -> bool:
+        """Return whether every learning rate is above 0, as one that warms up is not at first."""
+        rates = [group.get("lr") for group in self.param_groups]
+        return all(rate is None or float(rate) > 0 for rate in rates)
 
     def detach(self) -> None:
         """Leave the model as it was, and forget a batch that was not stepped on."""
@@ -35,6 +64,11 @@ class PrivateOptimizer(BookkeepingOptimizer):
     def _open(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if not torch.is_grad_enabled():
             return
+        if kwargs.get("output_router_logits"):
+            raise Unclippable(
+                "output_router_logits adds a loss that balances experts over the records of a "
+                "batch; leave it out"
+            )
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor) and value.ndim > 0:
                 self._recorder.open(range(len(value)))
@@ -70,8 +104,16 @@ def make_private(
         are the caller's, as is a loss that does not mix rows. So is dropout's generator: its seed
         must be secret, for a row more or less shifts the masks of the others.
 
+    Not covered:
+        Packing, several records laid end to end in one row. It cannot be seen here: the row is
+        then the unit, a record moves all rows that it is packed into, and whoever is packed
+        beside it moves with it, so no claim holds for a record. Give each record a row of its
+        own. Nor the loss that transformers computes from `labels`: its mean over the batch's
+        tokens scales each record's gradient by the others' lengths. Take losses from the logits.
+
     Raises:
-        Unclippable: A trainable parameter has no exact rule, or is not in the optimizer.
+        Unclippable: A trainable parameter has no exact rule, or is not in the optimizer; or the
+            model mixes records, as batch normalisation and the balancing of experts do.
     """
     check_clippable(module)
     check_same_tensors(module, optimizer)

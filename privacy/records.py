@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter, functional
 
 from intramural.core.errors import TrainingError, Unclippable
@@ -201,12 +201,13 @@ class Recorder:
             raise TrainingError("a private forward pass began without open()")
         return self._pass.rows.count
 
-    def rows(self, tensor: Tensor, layer: object) -> int:
+    def rows(self, tensor: Tensor, layer: nn.Module) -> int:
         """Return the number of rows open, which must be the tensor's first dimension."""
         if tensor.ndim < 1 or tensor.shape[0] != self.rows_open:
+            name = next((self._names[p] for p in layer.parameters() if p in self._names), "")
             raise Unclippable(
-                f"{type(layer).__name__}: its input does not have one entry a row of the batch, "
-                "so a unit's gradient cannot be told apart; freeze its parameters"
+                f"{name} ({type(layer).__name__}): its input does not have one entry a row of the "
+                "batch, so a unit's gradient cannot be told apart; freeze it"
             )
         return self.rows_open
 

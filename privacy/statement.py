@@ -5,7 +5,7 @@ from math import isfinite
 from typing import Any
 
 from intramural.privacy.accountant import epsilon_pld
-from intramural.privacy.charges import Charge, composed_as, events_of, unit_of
+from intramural.privacy.charges import Charge, composed_as, events_of, steps_of, unit_of
 from intramural.privacy.ledger import Ledger
 
 TRUST = (
@@ -69,7 +69,7 @@ def statement_of(ledger: Ledger, *, delta: float, run: str | None = None) -> dic
 def _epsilon_of(own: Sequence[Charge], every: Sequence[Charge], delta: float) -> float:
     """Return the epsilon of some charges, for the unit and relation that all are told for."""
     relation = composed_as(every, unit_of(every))
-    return epsilon_pld(events_of(own), delta=delta, relation=relation)
+    return epsilon_pld(events_of(steps_of(own)), delta=delta, relation=relation)
 
 
 def _number(epsilon: float) -> float | None:

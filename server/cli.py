@@ -53,14 +53,14 @@ def bundle_command(
         typer.Option(help="Simulation only: folder with one folder a site, each with a site.toml."),
     ] = None,
 ) -> None:
-    """Write the code-free bundle that `flwr run` submits: configuration, and nothing else.
+    """Write the code-free bundle that `flwr run` submits, and the run's configuration beside it.
 
-    FEDERATION is a federation.toml. Submitted again, the same bundle goes on
-    from the last round committed in the run's folder.
+    FEDERATION is a federation.toml. Submitted again, the run goes on from the
+    last round committed in its folder.
 
     Example: intramural bundle federation.toml --out bundle --run-folder runs/1
     """
-    from intramural.server.bundle import write_bundle
+    from intramural.core.bundle import write_bundle
     from intramural.server.run import SITES_KEY, RunPlan
 
     config = load_config(federation, FederationConfig)
@@ -70,8 +70,8 @@ def bundle_command(
     settings = plan.to_config()
     if sites is not None:
         settings |= {SITES_KEY: str(sites.resolve()), "patience-s": 0.0}
-    write_bundle(out, settings)
-    typer.echo(f"{out}: run it with `flwr run {out} CONNECTION --stream`")
+    app, run = write_bundle(out, settings)
+    typer.echo(f"{out}: run it with `flwr run {app} CONNECTION --run-config {run} --stream`")
 
 
 def report_command(

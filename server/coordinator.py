@@ -1,16 +1,7 @@
 """Coordinator: carries out what the RoundMachine asks for, over a Flower Grid."""
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from math import inf
-from typing import Any
-
 from intramural.core.canonical import digest_vector
 from intramural.core.errors import AggregationError, round_error
-from intramural.core.federation import FederationConfig
-from intramural.core.journal import Journal
-from intramural.core.layout import Layout, Vector
 from intramural.core.messages import (
     Evaluated,
     EvaluateRequest,
@@ -20,52 +11,20 @@ from intramural.core.messages import (
     TrainRequest,
     Update,
 )
-from intramural.core.metrics import NOISED_SUMS, SUMS_OF, Sums, add_sums, metrics_of
+from intramural.core.metrics import Sums, add_sums, metrics_of
 from intramural.core.seeds import generator
 from intramural.core.wire import encode_vector
 from intramural.server import machine
 from intramural.server.checkpoint import Checkpoint, save_checkpoint
 from intramural.server.directory import Directory
 from intramural.server.ledger_watch import LedgerWatch
+from intramural.server.lost import Lost
 from intramural.server.machine import Phase
-from intramural.server.post import Arrival, Post
+from intramural.server.post import Arrival
+from intramural.server.setting import Outcome, Setting
 from intramural.server.site_privacy import charge
-from intramural.server.watcher import Watcher
-from intramural.strategies.rule import Fold, Rule
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a run ended with."""
-
-    vector: Vector = field(repr=False)
-    history: list[dict[str, Any]]
-    """One record a round, as the report has them."""
-    test: dict[str, Sums]
-    """Each site's sums on its own test records."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What a coordinator works with; it changes none of it but the folder's content."""
-
-    federation: FederationConfig
-    run: str = ""
-    layout: Layout
-    base: str
-    """Digest of the base model."""
-    rule: Rule
-    post: Post
-    journal: Journal
-    checkpoints: Any
-    """Folder of the checkpoints."""
-    watcher: Watcher
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    poll_s: float = 0.2
-    """Pause between two looks for replies when none came."""
-    patience_s: float = inf
-    """How long a round may wait for sites before the run stops."""
+from intramural.server.usable import unusable
+from intramural.strategies.rule import Fold
 
 
 class Coordinator:
@@ -88,11 +47,18 @@ class Coordinator:
         self.memory = start.state
         self.history = list(start.history)
         self.directory = Directory(
-            setting.post, federation, run=setting.run, layout=setting.layout, base=setting.base
+            setting.post,
+            federation,
+            run=setting.run,
+            layout=setting.layout,
+            base=setting.base,
+            manners=setting.manners,
+            clock=setting.clock,
         )
         self._fold: Fold | None = None
+        self._lost = Lost(setting.again)
+        self._request: Request | None = None
         self._losses: dict[str, tuple[float | None, int]] = {}
-        self._private = federation.privacy is not None
         self._ledgers = LedgerWatch(self.history, setting.journal.entries)
         self._sums: dict[str, Sums] = {}
         self._refusals: dict[str, int] = {}
@@ -122,7 +88,7 @@ class Coordinator:
         """Greet whoever is new, and open a round when enough sites are ready."""
         setting = self.setting
         settled, now = self.directory.greet(self._receive), setting.clock()
-        if not settled and now - since_s >= self.rules.deadline_s:
+        if not settled and now - since_s >= min(self.rules.deadline_s, setting.greeting_s):
             self.directory.give_up()  # a node that says nothing shall not hold the others up
         elif settled:
             eligible = frozenset(self.directory.nodes)
@@ -145,20 +111,41 @@ class Coordinator:
             self._receive(arrival)
             del arrival  # the next reply is made while this name would keep the last one
             self._tick()
+        self._ask_again()
         self._tick()
         if not came and self.state.phase in (Phase.TRAIN, Phase.EVALUATE, Phase.TEST):
             self.setting.sleep(self.setting.poll_s)
 
+    def _ask_again(self) -> None:
+        """Send a lost request to a site that is back; at the deadline it counts as a failure."""
+        now = self.setting.clock()
+        if now >= self.state.deadline_s:
+            self._lost.give_up(self._judge)
+        elif self._lost.due(now) and self.directory.greet(self._receive):
+            sites = self._lost.back(self.directory.nodes)
+            if sites and self._request is not None:
+                self.setting.journal.append("asked-again", round=self.state.round, sites=sites)
+                self._send(self._request, sites)
+
     def _tick(self) -> None:
+        before = self.state
         event = machine.Tick(now_s=self.setting.clock())
-        self._apply(machine.step(self.rules, self.state, event))
+        outcome = machine.step(self.rules, before, event)
+        if outcome[1]:  # the phase closed
+            for site in before.cohort - before.answered:
+                self.directory.missed(site)
+        self._apply(outcome)
 
     def _receive(self, arrival: Arrival) -> None:
         """Offer one reply to the machine; it counts only if the rule or the sums can use it."""
-        if self.directory.took(arrival):
+        asked = (self.state.phase.value, self.state.round, self.state.attempt)
+        if self.directory.took(arrival) or (arrival.tag == asked and self._lost.took(arrival)):
             return
-        site, (phase, round_, _) = arrival.site, arrival.tag
-        problem = arrival.problem or self._unusable(arrival)
+        self._judge(arrival)
+
+    def _judge(self, arrival: Arrival) -> None:
+        setting, site, (phase, round_, _) = self.setting, arrival.site, arrival.tag
+        problem = unusable(arrival, setting.federation, layout=setting.layout.digest)
         state, effects = self._offer(arrival, good=problem is None)
         if machine.Count(site=site) in effects:
             problem = self._count(arrival)
@@ -169,11 +156,12 @@ class Coordinator:
         if problem is not None:
             self._refusals[problem] = self._refusals.get(problem, 0) + 1
             detail = arrival.reply.detail if isinstance(arrival.reply, Refusal) else ""
-            self.setting.journal.append(
+            setting.journal.append(
                 "refused", round=round_, site=site, phase=phase, reason=problem, detail=detail
             )
-            self.setting.watcher.noticed(f"{site}: {problem} {detail}".rstrip())
-        self.setting.watcher.answered(site, phase, good=problem is None, reason=problem or "")
+            setting.watcher.noticed(f"{site}: {problem} {detail}".rstrip())
+        self.directory.answered(site)
+        setting.watcher.answered(site, phase, good=problem is None, reason=problem or "")
 
     def _offer(self, arrival: Arrival, *, good: bool) -> machine.Outcome:
         phase, round_, attempt = arrival.tag
@@ -182,40 +170,14 @@ class Coordinator:
         )
         return machine.step(self.rules, self.state, answer)
 
-    def _unusable(self, arrival: Arrival) -> str | None:
-        """Return why a reply cannot count, or None when it may."""
-        reply, (phase, round_, _) = arrival.reply, arrival.tag
-        match reply:
-            case Refusal():
-                return reply.reason
-            case Update() if phase == Phase.TRAIN:
-                fits = reply.layout == self.setting.layout.digest and reply.weight >= 1
-            case Evaluated() if phase != Phase.TRAIN:
-                fits = reply.split == ("test" if phase == Phase.TEST else "validation")
-                fits = fits and self._sums_fit(reply.sums)
-            case _:
-                return "wrong-kind"
-        if reply.site != arrival.site:
-            return "identity"
-        if reply.round != round_:
-            return "stale"
-        return None if fits else "wrong-content"
-
-    def _sums_fit(self, sums: Sums) -> bool:
-        """Return whether sums are the task's; else the first site would decide their shapes."""
-        federation = self.setting.federation
-        task, private = federation.task, self._private
-        cells = sums.counts.get("confusion")
-        fits = cells is None or cells.size == len(task.labels) ** 2
-        return fits and set(sums.counts) == set(NOISED_SUMS if private else SUMS_OF[task.kind])
-
     def _count(self, arrival: Arrival) -> str | None:
         """Fold a reply in; return why that was not possible, or None."""
         reply = arrival.reply
         try:
             if isinstance(reply, Update):
                 assert self._fold is not None
-                if self._private and (problem := self._ledgers.problem(reply)):
+                private = self.setting.federation.privacy is not None
+                if private and (problem := self._ledgers.problem(reply)):
                     return problem
                 self.setting.rule.add(self._fold, reply)
                 self._losses[reply.site] = (reply.loss, reply.weight)
@@ -279,7 +241,12 @@ class Coordinator:
             vector=self.vector,
         )
         setting.watcher.opened(effect.round, cohort)
-        self._send(request, cohort)
+        self._begin_asking(request, cohort)
+
+    def _begin_asking(self, request: Request, sites: list[str]) -> None:
+        self._request = request
+        self._lost.clear()
+        self._send(request, sites)
 
     def _send(self, request: Request, sites: list[str]) -> None:
         tag = (self.state.phase.value, self.state.round, self.state.attempt)
@@ -305,7 +272,7 @@ class Coordinator:
             vector=self.vector,
         )
         setting.watcher.evaluating(effect.round, split, sites)
-        self._send(request, sites)
+        self._begin_asking(request, sites)
 
     def _commit(self, round_: int) -> None:
         """Make the round durable: checkpoint first, then the journal says so."""

@@ -1,6 +1,8 @@
 """Directory: which connected node is which site, and which of them can take part."""
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from intramural.core.federation import FederationConfig
 from intramural.core.layout import Layout
@@ -10,14 +12,42 @@ from intramural.server.post import Arrival, Post
 GREETING = "hello"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Manners:
+    """How a deployed coordinator treats nodes that a simulation does not have."""
+
+    again_s: float = 15.0
+    """Pause until a node that refused is greeted anew: its people may have approved meanwhile."""
+    misses_max: int = 3
+    """Unanswered requests in a row after which a site must answer a greeting to take part again."""
+    newest_wins: bool = True
+    """A site's newer node takes the place of an older one: a restarted agent is a new node, and the
+    old one lingers. Sound where replies are sealed, so that no other site can claim to be it."""
+
+
 class Directory:
-    """Greets every node once and keeps what it answered."""
+    """Greets every node and keeps what it answered."""
 
     def __init__(
-        self, post: Post, federation: FederationConfig, *, run: str, layout: Layout, base: str
+        self,
+        post: Post,
+        federation: FederationConfig,
+        *,
+        run: str,
+        layout: Layout,
+        base: str,
+        manners: Manners | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Check sites against the federation's layout and base model digest."""
+        """Check sites against the federation's layout and base model digest.
+
+        Without manners each node is greeted once, and a site's first node stays its node.
+        """
         self._post = post
+        self._manners = manners
+        self._clock = clock
+        self._again_at: dict[int, float] = {}
+        self._misses: dict[str, int] = {}
         self._hello = Hello(manifest=federation.digest, run=run)
         self._layout = layout
         self._base = base
@@ -38,11 +68,14 @@ class Directory:
         """
         connected = self._connected = self._post.node_ids()
         self._greeted &= connected  # a node that left and comes back may have been mended
+        self._greeted -= {n for n, due in self._again_at.items() if self._clock() >= due}
         new = sorted(connected - self._greeted)
         if new:
             self._post.send(self._hello, {str(n): n for n in new}, tag=(GREETING, 0, 0))
             self._greeted |= set(new)
             self._open |= set(new)
+            for node in new:
+                self._again_at.pop(node, None)
         if self._open:
             for arrival in self._post.arrivals():
                 receive(arrival)
@@ -56,6 +89,19 @@ class Directory:
         self.refusals |= dict.fromkeys(self._open, _refusal("a node does not answer its greeting"))
         self._open.clear()
 
+    def answered(self, site: str) -> None:
+        """Note that a site answered a request."""
+        self._misses.pop(site, None)
+
+    def missed(self, site: str) -> None:
+        """Note that a site let a request's deadline pass; too often, and it is greeted anew."""
+        self._misses[site] = self._misses.get(site, 0) + 1
+        if self._manners is not None and self._misses[site] >= self._manners.misses_max:
+            node = self._known.pop(site, None)
+            self.nodes.pop(site, None)
+            if node is not None:
+                self._greeted.discard(node)
+
     def took(self, arrival: Arrival) -> bool:
         """Take in an answer to a greeting; False when the arrival is something else."""
         if arrival.tag[0] != GREETING:
@@ -64,15 +110,19 @@ class Directory:
         problem = self._problem(arrival)
         if problem is not None:
             self.refusals[arrival.node] = problem
+            if self._manners is not None:
+                self._again_at[arrival.node] = self._clock() + self._manners.again_s
         elif isinstance(arrival.reply, Welcome):
             self._known[arrival.reply.site] = arrival.node
             self.refusals.pop(arrival.node, None)
+            self._misses.pop(arrival.reply.site, None)
         return True
 
     @property
     def why(self) -> str:
         """Why sites cannot take part, in words."""
-        told = {f"{r.site}: {r.detail}" if r.site else r.detail for r in self.refusals.values()}
+        present = [r for node, r in self.refusals.items() if node in self._connected]
+        told = {f"{r.site}: {r.detail}" if r.site else r.detail for r in present}
         return "; ".join(sorted(told)) or "they did not connect"
 
     def reasons_of(self, sites_min: int) -> set[str]:
@@ -84,7 +134,8 @@ class Directory:
         match arrival.reply:
             case Welcome() as welcome:
                 holder = self._known.get(welcome.site, arrival.node)
-                if holder != arrival.node and holder in self._connected:
+                newest_wins = self._manners is not None and self._manners.newest_wins
+                if holder != arrival.node and holder in self._connected and not newest_wins:
                     return _refusal(f"two nodes say they are site {welcome.site!r}")
                 if welcome.base != self._base:
                     other = welcome.base[:19]

@@ -6,8 +6,8 @@ from typing import Any
 from intramural.core.federation import FederationConfig
 from intramural.core.metrics import Sums, add_sums, bootstrap_intervals, metrics_of
 from intramural.core.seeds import generator
-from intramural.server.coordinator import Outcome
 from intramural.server.export import Beginning
+from intramural.server.setting import Outcome
 
 REPORT_VERSION = 1
 PACKAGES = ("intramural", "flwr", "torch", "transformers", "peft", "numpy")

@@ -1,6 +1,7 @@
 """A run of the coordinator in a folder: begin or resume, work, leave model and report."""
 
 import json
+from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -9,6 +10,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from intramural.core.bundle import ENDLESS
 from intramural.core.canonical import canonical_json, digest_vector
 from intramural.core.config import check_config
 from intramural.core.errors import CheckpointError, ConfigError
@@ -16,10 +18,13 @@ from intramural.core.federation import FederationConfig
 from intramural.core.files import Held, exclusive, write_json
 from intramural.core.journal import Entry, Journal, scan
 from intramural.server.checkpoint import Checkpoint, load_checkpoint
-from intramural.server.coordinator import Coordinator, Setting
+from intramural.server.coordinator import Coordinator
+from intramural.server.directory import Manners
 from intramural.server.export import Beginning, beginning, save_final
-from intramural.server.post import Post
+from intramural.server.lost import Again
+from intramural.server.post import Post, Seals
 from intramural.server.report import run_report
+from intramural.server.setting import Setting
 from intramural.server.site_privacy import check_charges, secret_noise, site_statement
 from intramural.server.watcher import Watcher
 from intramural.strategies.registry import make_rule
@@ -30,7 +35,7 @@ LOCK = "run.lock"
 
 
 SITES_KEY = "simulation-sites"
-"""Key of a bundle's configuration: folder of the simulated sites, one folder each."""
+"""Key of a run's configuration: folder of the simulated sites, one folder each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +52,35 @@ class RunPlan:
     """How long a round may wait for sites before the run stops."""
 
     def to_config(self) -> dict[str, str | bool | float]:
-        """Return the run configuration of a bundle; `plan_from_config` reads it back."""
-        config: dict[str, str | bool | float] = {
+        """Return Flower's configuration of the run; `plan_from_config` reads it back."""
+        return {
             "manifest": self.federation.manifest(),
             "out": str(self.folder.resolve()),
             "models": canonical_json(self.places).decode(),
             "resume": self.resume,
             "engine": self.engine,
+            "patience-s": self.patience_s if self.patience_s < inf else ENDLESS,
         }
-        if self.patience_s < inf:  # TOML has infinity, Flower's run configuration has not
-            config["patience-s"] = self.patience_s
-        return config
 
 
-def run_federation(plan: RunPlan, grid: Grid, *, watcher: Watcher | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """What a deployed coordinator has and a simulation lacks."""
+
+    seals: Seals
+    manners: Manners
+    again: Again
+    takeover_s: float
+    """How long to wait for the process that ran in the folder before, and is dying."""
+
+
+def run_federation(
+    plan: RunPlan,
+    grid: Grid,
+    *,
+    watcher: Watcher | None = None,
+    deployment: Deployment | None = None,
+) -> dict[str, Any]:
     """Run a federation to its end and return its report; everything durable is in the folder.
 
     Raises:
@@ -69,15 +89,17 @@ def run_federation(plan: RunPlan, grid: Grid, *, watcher: Watcher | None = None)
         ModelError, RoundError, CheckpointError, JournalError: As their modules say.
     """
     try:
-        with exclusive(plan.folder / LOCK):
-            return _run_alone(plan, grid, watcher or Watcher())
+        with exclusive(plan.folder / LOCK, wait_s=deployment.takeover_s if deployment else 0.0):
+            return _run_alone(plan, grid, watcher or Watcher(), deployment)
     except Held:
         raise ConfigError(
             f"{plan.folder}: another process runs a federation there; use another --out"
         ) from None
 
 
-def _run_alone(plan: RunPlan, grid: Grid, watcher: Watcher) -> dict[str, Any]:
+def _run_alone(
+    plan: RunPlan, grid: Grid, watcher: Watcher, deployment: Deployment | None
+) -> dict[str, Any]:
     start = _start(plan, watcher)
     first = beginning(plan.federation, plan.places)
     rule = make_rule(plan.federation, first.layout, noise=secret_noise())
@@ -104,11 +126,13 @@ def _run_alone(plan: RunPlan, grid: Grid, watcher: Watcher) -> dict[str, Any]:
             layout=first.layout,
             base=first.base,
             rule=rule,
-            post=Post(grid, first.layout),
+            post=Post(grid, first.layout, seals=deployment.seals if deployment else None),
             journal=journal,
             checkpoints=plan.folder / CHECKPOINTS,
             watcher=watcher,
             patience_s=plan.patience_s,
+            again=deployment.again if deployment else None,
+            manners=deployment.manners if deployment else None,
         )
         outcome = Coordinator(setting, start).run()
         digest = digest_vector(outcome.vector)
@@ -163,21 +187,32 @@ def _round_0(plan: RunPlan, first: Beginning) -> Checkpoint:
 
 
 def plan_from_config(run_config: dict[str, Any]) -> RunPlan:
-    """Return the plan that a bundle's run configuration holds.
+    """Return the plan that a run's configuration holds.
 
     Raises:
         ConfigError: A key is missing, or the manifest is wrong.
     """
     try:
-        table = json.loads(str(run_config["manifest"]))
+        table = _manifest(str(run_config["manifest"]))
         folder = Path(str(run_config["out"]))
     except (KeyError, ValueError) as error:
-        raise ConfigError(f"bundle: {type(error).__name__} {error}; make it anew") from None
+        raise ConfigError(
+            f"run configuration: {type(error).__name__} {error}; make it with `intramural bundle`"
+        ) from None
+    patience_s = float(run_config.get("patience-s", ENDLESS))
     return RunPlan(
         federation=check_config(table, FederationConfig, source="manifest"),
         folder=folder,
         places=json.loads(str(run_config.get("models", "{}"))),
         resume=bool(run_config.get("resume", False)),
         engine=str(run_config.get("engine", "flower")),
-        patience_s=float(run_config.get("patience-s", inf)),
+        patience_s=inf if patience_s == ENDLESS else patience_s,
     )
+
+
+def _manifest(text: str) -> Any:
+    """Return a manifest, taken out of its envelope where it has one; its readers verify that."""
+    table = json.loads(text)
+    if isinstance(table, dict) and "payload" in table:
+        return json.loads(b64decode(table["payload"]))
+    return table

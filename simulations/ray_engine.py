@@ -4,12 +4,10 @@ Starts a SuperLink of its own on a free loopback port, submits the bundle, follo
 and ends the processes it started, however the run ends.
 """
 
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,26 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import tomli_w
 
+from intramural.core.bundle import write_bundle
 from intramural.core.errors import ConfigError, RoundError
-from intramural.core.files import write_atomic
 from intramural.core.journal import scan
-from intramural.server.bundle import write_bundle
+from intramural.server.flwr_cli import CONNECTION, call_flwr, flower_home
 from intramural.server.run import JOURNAL, REPORT
 from intramural.server.watcher import Watcher
 
-CONNECTION = "intramural"
 START_S = 60.0
 STOP_S = 15.0
 POLL_S = 0.5
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-"""Nobody is called: no telemetry, no update check, no package index."""
 
 
 def run_on_ray(
@@ -60,12 +49,14 @@ def run_on_ray(
     except ImportError:
         raise ConfigError("--engine ray needs Ray: pip install 'intramural[simulation]'") from None
     home = folder / "flower"
-    write_bundle(home / "bundle", run_config)
+    app, run = write_bundle(home / "bundle", run_config)
     (folder / REPORT).unlink(missing_ok=True)
     with _superlink(home) as env:
         settings = f"num-supernodes={nodes} client-resources-num-cpus={threads}"
-        answer = _flwr(
-            env, "run", str(home / "bundle"), CONNECTION, "--federation-config", settings
+        answer = call_flwr(
+            env,
+            *("run", str(app), CONNECTION),
+            *("--run-config", str(run), "--federation-config", settings),
         )
         _follow(env, str(answer["run-id"]), folder, watcher)
     if not (folder / REPORT).is_file():
@@ -78,19 +69,14 @@ def _superlink(home: Path) -> Iterator[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    binaries = str(Path(sys.executable).parent)
-    path = os.pathsep.join([binaries, os.environ.get("PATH", "")])
-    env = {**os.environ, **QUIET, "FLWR_HOME": str(home.resolve()), "PATH": path}
-    connection = {"address": f"127.0.0.1:{port}", "insecure": True}
-    table = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
-    write_atomic(home / "config.toml", tomli_w.dumps(table).encode())
+    env = flower_home(home, address=f"127.0.0.1:{port}")
     command = ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--disable-runtime-dependency-installation"]
     with open(home / "superlink.log", "ab") as log:
         process = subprocess.Popen(
             command,
-            env=env,
+            env={**os.environ, **env},
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -128,23 +114,6 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _flwr(env: dict[str, str], *words: str) -> dict[str, Any]:
-    """Run one `flwr` command and return its JSON answer."""
-    done = subprocess.run(
-        ["flwr", *words, "--format", "json"], env=env, capture_output=True, text=True, check=False
-    )
-    start = done.stdout.find("{")
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout[start:])
-    except ValueError:
-        raise RoundError(
-            f"flwr {words[0]}: {(done.stderr or done.stdout).strip()[-300:]}"
-        ) from None
-    if not answer.get("success", False):
-        raise RoundError(f"flwr {words[0]}: {answer.get('error-message', 'failed')}")
-    return answer
-
-
 def _follow(env: dict[str, str], run_id: str, folder: Path, watcher: Watcher) -> None:
     """Tell the watcher of each committed round until the run has finished."""
     told, looks = 0, 0
@@ -158,7 +127,7 @@ def _follow(env: dict[str, str], run_id: str, folder: Path, watcher: Watcher) ->
         if (folder / REPORT).is_file():
             return
         if looks % 8 == 0:  # each look starts a process; the journal says most
-            runs = _flwr(env, "list", "--run-id", run_id)["runs"]
+            runs = call_flwr(env, "list", "--run-id", run_id)["runs"]
             if runs and str(runs[0]["status"]).startswith("finished"):
                 return
         time.sleep(POLL_S)

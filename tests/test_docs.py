@@ -17,9 +17,9 @@ from intramural.core.config import check_config
 from intramural.core.federation import FederationConfig
 from intramural.core.layout import Layout
 from intramural.core.metrics import Sums
-from intramural.server.coordinator import Outcome
 from intramural.server.export import Beginning
 from intramural.server.report import result_of, run_report
+from intramural.server.setting import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")

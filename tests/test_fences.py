@@ -76,7 +76,7 @@ def test_a_simulation_without_privacy_does_not_wait_for_accounting(tmp_path: Pat
 
 
 def test_importing_every_light_module_writes_no_file_and_no_environment(tmp_path: Path) -> None:
-    light = ("core", "data", "strategies", "server", "client")
+    light = ("core", "data", "strategies", "trust", "server", "client")
     modules = [
         f"intramural.{floor}.{path.stem}"
         for floor in light

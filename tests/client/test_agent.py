@@ -1,6 +1,7 @@
 """SiteAgent: every request gets an answer, and no answer tells of a record."""
 
 import logging
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,34 @@ def test_too_few_records_are_refused(tmp_path: Path, bert: Path) -> None:
     assert "records_min" in refusal(of.answer(train(of))).detail
 
 
-def test_too_many_bytes_do_not_leave(tmp_path: Path, bert: Path) -> None:
-    of = agent(tmp_path, federation(bert), policy={"payload_bytes_max": 100})
-    reply = refusal(of.answer(train(of)))
-    assert reply.reason == "egress-refused"
-    assert "payload_bytes_max is 100" in reply.detail
+@pytest.mark.parametrize("key", ["payload_bytes_max", "bytes_per_round_max"])
+def test_too_many_bytes_are_refused_before_anything_is_trained(
+    tmp_path: Path, bert: Path, key: str
+) -> None:
+    of = agent(tmp_path, federation(bert), policy={key: 100})
+    for request in everything(of):
+        reply = refusal(of.answer(request))
+        assert reply.reason == "refused"
+        assert f"policy.{key}" in reply.detail
+    assert of._splits is None  # no record was read
+
+
+def test_a_base_that_is_not_on_the_list_is_refused(tmp_path: Path, bert: Path) -> None:
+    other = "sha256:" + "0" * 64
+    of = agent(tmp_path / "other", federation(bert), policy={"models": [other]})
+    assert "policy.models" in refusal(of.answer(hello(of))).detail
+    own = of._resident().base.digest
+    of = agent(tmp_path / "own", federation(bert), policy={"models": [own]})
+    assert isinstance(of.answer(hello(of)), Welcome)
+
+
+def test_outside_its_hours_a_site_refuses(tmp_path: Path, bert: Path) -> None:
+    noon = datetime(2026, 11, 26, 12, 0).astimezone()
+    of = agent(tmp_path, federation(bert), policy={"hours": ["22:00-06:00"]})
+    of._now = lambda: noon
+    assert "policy.hours" in refusal(of.answer(hello(of))).detail
+    of._now = lambda: noon.replace(hour=23)
+    assert isinstance(of.answer(hello(of)), Welcome)
 
 
 def test_an_update_of_another_layout_does_not_leave(

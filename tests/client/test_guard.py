@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 import intramural.client.agent
+import intramural.client.guard
 from intramural.client.agent import SiteAgent
-from intramural.client.guard import Guard
+from intramural.client.guard import FAR_ABOVE, Guard
 from intramural.core.errors import BudgetExhausted, Refused
 from intramural.core.messages import Refusal, Reply
 from intramural.core.metrics import Sums
@@ -44,9 +45,15 @@ PURPOSES = ["train", "metrics"]
 
 
 def guard(
-    folder: Path, *, privacy: Json | None = None, policy: Json | None = None, **sections: Any
+    folder: Path,
+    base: Path = Path("none"),
+    *,
+    privacy: Json | None = None,
+    policy: Json | None = None,
+    **sections: Any,
 ) -> Guard:
-    config = federation(Path("base"), privacy=PRIVACY | (privacy or {}), strategy=EQUAL, **sections)
+    """Return a guard; what is charged needs a base model."""
+    config = federation(base, privacy=PRIVACY | (privacy or {}), strategy=EQUAL, **sections)
     written = site(folder, "a", rows()[:4], policy={"require_privacy": True} | (policy or {}))
     return Guard(load_site(written), config)
 
@@ -68,8 +75,10 @@ def kinds(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
-def test_the_work_finds_its_own_charge_on_disk_and_unsettled(tmp_path: Path, purpose: str) -> None:
-    of = guard(tmp_path, privacy=METRICS)
+def test_the_work_finds_its_own_charge_on_disk_and_unsettled(
+    tmp_path: Path, bert: Path, purpose: str
+) -> None:
+    of = guard(tmp_path, bert, privacy=METRICS)
     for number in (1, 2):
         with use(of, purpose, round_=number):
             before = on_disk(of.ledger.path)
@@ -82,9 +91,9 @@ def test_the_work_finds_its_own_charge_on_disk_and_unsettled(tmp_path: Path, pur
 
 @pytest.mark.parametrize("purpose", PURPOSES)
 def test_work_that_the_lifetime_budget_does_not_bear_never_begins(
-    tmp_path: Path, purpose: str
+    tmp_path: Path, bert: Path, purpose: str
 ) -> None:
-    of = guard(tmp_path, privacy=METRICS, policy={"epsilon_lifetime": 0.1})
+    of = guard(tmp_path, bert, privacy=METRICS, policy={"epsilon_lifetime": 0.1})
     begun = []
     with pytest.raises(BudgetExhausted), use(of, purpose):
         begun.append(purpose)
@@ -144,7 +153,7 @@ def test_a_site_whose_budget_is_spent_reads_samples_and_noises_nothing(
 @pytest.mark.parametrize(("purpose", "part"), [("train", ROUND), ("metrics", EVALUATION)])
 @pytest.mark.parametrize(("delta_lifetime", "borne"), [(1e-3, True), (1e-8, False)])
 def test_the_lifetime_budget_is_read_at_the_sites_own_delta(
-    tmp_path: Path, purpose: str, part: Part, delta_lifetime: float, borne: bool
+    tmp_path: Path, bert: Path, purpose: str, part: Part, delta_lifetime: float, borne: bool
 ) -> None:
     at_the_sites = pld_epsilon(part, delta=delta_lifetime)
     at_the_federations = pld_epsilon(part, delta=1e-5)
@@ -152,15 +161,17 @@ def test_the_lifetime_budget_is_read_at_the_sites_own_delta(
     # halfway: the budget bears the charge at one of the two deltas, and not at the other
     budget = (at_the_sites + at_the_federations) / 2
     policy = {"epsilon_lifetime": budget, "delta_lifetime": delta_lifetime}
-    of = guard(tmp_path, privacy=METRICS, policy=policy)
+    of = guard(tmp_path, bert, privacy=METRICS, policy=policy)
     with nullcontext() if borne else pytest.raises(BudgetExhausted), use(of, purpose):
         pass
     assert kinds(of.ledger.path) == ["opened"] + ["charged", "settled"] * borne
 
 
 @pytest.mark.parametrize("relation", ["add-remove", "replace-one"])
-def test_charges_and_statement_are_the_federations_relation(tmp_path: Path, relation: str) -> None:
-    of = guard(tmp_path, privacy={"relation": relation} | METRICS)
+def test_charges_and_statement_are_the_federations_relation(
+    tmp_path: Path, bert: Path, relation: str
+) -> None:
+    of = guard(tmp_path, bert, privacy={"relation": relation} | METRICS)
     with use(of, "train"), use(of, "metrics"):
         pass
     assert [c["relation"] for kind, c in on_disk(of.ledger.path) if kind == "charged"] == [
@@ -195,8 +206,10 @@ def released(of: Guard, times: int) -> NDArray[np.int64]:
     return np.array([[int(c["correct"][0]), int(c["examples"][0])] for c in found])
 
 
-def test_what_an_evaluation_releases_has_the_noise_that_was_charged(tmp_path: Path) -> None:
-    of = guard(tmp_path, privacy={"metrics_noise": 20.0}, policy=SEEDED)
+def test_what_an_evaluation_releases_has_the_noise_that_was_charged(
+    tmp_path: Path, bert: Path
+) -> None:
+    of = guard(tmp_path, bert, privacy={"metrics_noise": 20.0}, policy=SEEDED)
     draws = released(of, 2000)
     charge = on_disk(of.ledger.path)[1][1]
     assert (charge["purpose"], charge["noise_multiplier"]) == ("metrics", 20.0)
@@ -206,9 +219,11 @@ def test_what_an_evaluation_releases_has_the_noise_that_was_charged(tmp_path: Pa
     np.testing.assert_allclose(draws.mean(axis=0), [80_000, 100_000], atol=5 * 28.3 / sqrt(2000))
 
 
-def test_evaluations_noise_is_new_each_time_where_the_charge_says_private(tmp_path: Path) -> None:
+def test_evaluations_noise_is_new_each_time_where_the_charge_says_private(
+    tmp_path: Path, bert: Path
+) -> None:
     # four counts of sd 28 are the same twice with a probability of (2 sqrt(pi) 28)**-4 = 1e-8
-    sites = [guard(tmp_path / name, privacy={"metrics_noise": 20.0}) for name in "ab"]
+    sites = [guard(tmp_path / name, bert, privacy={"metrics_noise": 20.0}) for name in "ab"]
     one, other = (released(of, 2) for of in sites)
     again = released(sites[0], 2)
     assert not np.array_equal(one, other)
@@ -245,6 +260,53 @@ def test_a_person_is_one_unit_of_no_more_rows_than_the_cap(
 def test_a_record_is_one_unit_whoever_it_is_of(tmp_path: Path) -> None:
     found = guard(tmp_path).units(records("aba"))
     assert [unit.tolist() for unit in found] == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("privacy", "persons", "told"),
+    [
+        # 60 nominal records: beside 29 they are more than twice as many, beside 30 they are not
+        ({}, "a" * 29, "privacy.nominal_records = 60 is far above"),
+        ({}, "a" * 30, ""),
+        # persons are held against persons, however many records they have
+        (PERSONS | {"nominal_persons": 5}, "aaab" * 20, "privacy.nominal_persons = 5 is far above"),
+        (PERSONS | {"nominal_persons": 4, "nominal_records": 10_000}, "abab", ""),
+    ],
+    ids=["far fewer records", "half the records", "far fewer persons", "half the persons"],
+)
+def test_a_site_is_told_once_that_the_nominal_count_is_far_above_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, privacy: Json, persons: str, told: str
+) -> None:
+    more = {"records_per_person": 3} if "unit" in privacy else {}
+    of = guard(tmp_path, privacy=privacy | more, training={"batch_size": 4})
+    for _ in range(2):
+        of.units(records(persons))
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("intra")]
+    assert len(said) == bool(told)
+    if told:
+        assert told in said[0]
+        assert str(len(persons)) not in said[0]  # a log tells of no count of records
+
+
+def test_what_a_site_is_told_of_its_count_leaves_its_reply_as_it_was(
+    tmp_path: Path,
+    bert: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replies = []
+    for far_above in (FAR_ABOVE, 1e9):
+        monkeypatch.setattr(intramural.client.guard, "FAR_ABOVE", far_above)
+        privacy = {"nominal_records": 6000}
+        of = agent(tmp_path / str(far_above), bert, privacy=privacy, policy=SEEDED)
+        replies.append(updated(train(of)))
+        heard = [line.getMessage() for line in caplog.records]
+        assert [line for line in heard if "nominal_records = 6000" in line] == heard
+        assert len(heard) == 1  # of the first alone
+    told, silent = replies
+    assert told.delta.tobytes() == silent.delta.tobytes()
+    for name in ("weight", "loss", "seconds", "ledger_entries", "layout", "round"):
+        assert getattr(told, name) == getattr(silent, name)
 
 
 def test_a_person_of_many_records_moves_a_step_by_no_more_than_the_clip_norm(

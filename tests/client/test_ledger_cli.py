@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 from intramural.client.ledger_cli import ledger_app
 from intramural.core.errors import ConfigError, LedgerError
 from intramural.core.site import load_site
-from intramural.privacy.accountant import ACCOUNTANT
+from intramural.privacy.accountant import ACCOUNTANT, BOUND, RECORD_INTERVAL, SECOND_OPINION
 from intramural.privacy.charges import Charge
+from intramural.privacy.kept import kept_beside
 from intramural.privacy.ledger import Ledger
+from tests.privacy.compositions import Count, forget_all
 from tests.privacy.ledgers import charge, clock
 from tests.tiny import rows, site
 
@@ -76,6 +78,52 @@ def test_show_reads_delta_from_the_site_and_prints_json(place: Path) -> None:
     assert [run["charges"] for run in found["runs"]] == [2, 1]
     bare = json.loads(call("show", ledger.path, "--json"))
     assert (bare["spent"]["delta"], bare["epsilon_lifetime"]) == (1e-5, None)
+
+
+def test_a_cross_check_prints_two_more_accountants_by_name(place: Path) -> None:
+    written(place, *two_runs())
+    text = call("show", place, "--delta", "1e-5", "--cross-check")
+    lines = [line for line in text.splitlines() if line.startswith("cross-check: ")]
+    # 2000 steps at rate 0.01, noise 1: PRV 2.594, RDP 2.867 (shared/facts/dp.md, table 3.1)
+    assert "cross-check: epsilon 2.59" in lines[0]
+    assert f" by {SECOND_OPINION}, composed as add-remove" in lines[0]
+    assert "cross-check: epsilon 2.86" in lines[1]
+    assert f" by {BOUND}, composed as add-remove" in lines[1]
+    found = json.loads(call("show", place, "--delta", "1e-5", "--cross-check", "--json"))
+    prv, rdp = found["cross_check"]
+    assert found["spent"]["epsilon"] < prv["epsilon"] < rdp["epsilon"]
+    assert (prv["accountant"], rdp["accountant"]) == (SECOND_OPINION, BOUND)
+    assert "cross_check" not in json.loads(call("show", place, "--json"))
+    assert "cross-check" not in call("show", place)
+
+
+def test_a_cross_check_without_an_answer_says_so(place: Path) -> None:
+    written(place, charge(relation="replace-one"))
+    text = call("show", place, "--cross-check")
+    assert f"cross-check: no answer by {SECOND_OPINION}, composed as replace-one" in text
+    found = json.loads(call("show", place, "--cross-check", "--json"))["cross_check"]
+    assert [check["epsilon"] is None for check in found] == [True, False]
+
+
+def test_a_cross_check_of_nothing_is_nothing(place: Path) -> None:
+    written(place)
+    assert "cross-check" not in call("show", place, "--cross-check")
+    assert json.loads(call("show", place, "--cross-check", "--json"))["cross_check"] == []
+
+
+def test_show_goes_by_what_is_kept_and_export_by_the_events(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = written(place, *two_runs())
+    written(place)  # loaded again: what it composes is kept
+    kept = kept_beside(ledger.path).read_bytes()
+    forget_all()
+    count = Count(monkeypatch)
+    call("show", place)
+    assert "repeated" not in count.taken(RECORD_INTERVAL)
+    call("export", place)
+    assert count.taken(RECORD_INTERVAL)["repeated"] == 2
+    assert kept_beside(ledger.path).read_bytes() == kept
 
 
 def test_show_of_a_seeded_charge_claims_nothing(place: Path) -> None:
@@ -157,3 +205,4 @@ def test_reading_takes_no_lock_and_changes_nothing(place: Path) -> None:
         call(command, place)
     assert ledger.path.read_bytes() == torn
     assert not lock.exists()
+    assert not kept_beside(ledger.path).exists()

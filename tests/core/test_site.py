@@ -54,7 +54,11 @@ def test_what_is_not_said_is_the_careful_choice(tmp_path: Path) -> None:
     policy = load_site(write(tmp_path, MINIMAL)).policy
     assert policy.require_privacy
     assert policy.exchange == ("lora", "head")  # neither lets the encoder's weights out
-    assert policy.approve == "ask"
+    assert (policy.approve, policy.approvers) == ("ask", 1)
+    assert policy.tasks == ("classification", "generation")
+    assert (policy.noise_min, policy.clip_max, policy.cohort_min) == (None, None, 1)
+    assert (policy.models, policy.hours, policy.bytes_per_round_max) == ((), (), None)
+    assert not policy.require_secure_aggregation
     assert policy.not_private_seed is None
     assert (policy.epsilon_lifetime, policy.delta_lifetime) == (None, 1e-5)
 
@@ -127,6 +131,22 @@ def test_devices(tmp_path: Path, device: str) -> None:
         ("[policy]\nrecords_min = '200'", "policy.records_min: "),
         ("[policy]\napprove = 'always'", "policy.approve: "),
         ("[policy]\npayload_bytes_max = 0", "policy.payload_bytes_max: "),
+        ("[policy]\nbytes_per_round_max = 0", "policy.bytes_per_round_max: "),
+        ("[policy]\nnoise_min = 0", "policy.noise_min: "),
+        ("[policy]\nclip_max = -1.0", "policy.clip_max: "),
+        ("[policy]\ncohort_min = 0", "policy.cohort_min: "),
+        ("[policy]\nrequire_secure_aggregation = 'maybe'", "policy.require_secure_aggregation: "),
+        ("[policy]\ntasks = []", "policy.tasks: "),
+        ("[policy]\ntasks = ['tagging']", "policy.tasks.0: "),
+        ("[policy]\nmodels = ['sha256:ab']", "policy.models.0: "),
+        ("[policy]\nhours = ['22-6']", "policy.hours.0: "),
+        ("[policy]\nhours = ['22:00-25:00']", "policy.hours.0: "),
+        ("[policy]\nhours = ['24:00-06:00']", "policy.hours.0: "),
+        ("[policy]\nhours = ['08:00-08:00']", "policy.hours.0: begins when it ends"),
+        ("[policy]\nhours = '22:00-06:00'", "policy.hours: "),
+        ("[policy]\napprovers = 0", "policy.approvers: "),
+        ("[policy]\napprovers = 3", "policy.approvers: "),
+        ("[policy]\napprovers = true", "policy.approvers: "),
         ("[compute]\ndevice = 'gpu'", "compute.device: "),
         ("[compute]\ndevice = 'cuda:'", "compute.device: "),
         ("[compute]\ndevice = 'cpu '", "compute.device: "),
@@ -138,6 +158,37 @@ def test_refused(tmp_path: Path, extra: str, message: str) -> None:
     path = write(tmp_path, MINIMAL + extra)
     with pytest.raises(ConfigError, match=rf"^{path}: {message}"):
         load_site(path)
+
+
+def test_every_limit_can_be_given(tmp_path: Path) -> None:
+    digest = "sha256:" + "a" * 64
+    limits = f"""
+[policy]
+noise_min = 0.8
+clip_max = 1
+require_secure_aggregation = true
+tasks = ["generation"]
+models = ["{digest}"]
+cohort_min = 3
+bytes_per_round_max = 1000
+hours = ["22:00-06:00", "12:00-24:00"]
+approvers = 2
+"""
+    policy = load_site(write(tmp_path, MINIMAL + limits)).policy
+    assert (policy.noise_min, policy.clip_max, policy.cohort_min) == (0.8, 1.0, 3)
+    assert (policy.models, policy.tasks) == ((digest,), ("generation",))
+    assert policy.hours == ("22:00-06:00", "12:00-24:00")
+    assert (policy.approvers, policy.bytes_per_round_max) == (2, 1000)
+    assert policy.require_secure_aggregation
+
+
+def test_all_wrong_limits_are_named_at_once(tmp_path: Path) -> None:
+    limits = "[policy]\nhours = ['1-2']\napprovers = 9\nmodels = ['x']\nsecure = true\n"
+    with pytest.raises(ConfigError) as caught:
+        load_site(write(tmp_path, MINIMAL + limits))
+    keys = {line.split(": ")[1] for line in str(caught.value).splitlines()}
+    wrong = ("hours.0", "approvers", "models.0", "secure")
+    assert keys == {f"policy.{key}" for key in wrong}
 
 
 def test_missing_tables_are_named(tmp_path: Path) -> None:

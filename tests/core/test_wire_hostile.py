@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from intramural.core.errors import WireError
 from intramural.core.layout import Layout
-from intramural.core.messages import Evaluated, Hello, Refusal, Update, Welcome
 from intramural.core.letter import HEADER_BYTES_MAX
+from intramural.core.messages import Evaluated, Hello, Refusal, Update, Welcome
 from intramural.core.wire import decode_reply, decode_request, encode_vector
 from tests.core.messages import (
     BODIES,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from intramural.core.federation import FederationConfig
 from intramural.core.layout import Vector
@@ -15,6 +16,30 @@ from intramural.models.resident import make_task
 from intramural.models.tasks import Task, Tokens
 from intramural.models.training import RoundPlan, train_round
 from tests.tiny import rows
+from tests.tiny_models import VOCABULARY
+
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,  # of trained models' size: at 0.02 a layer hardly does anything
+}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("Bert", {}),
+    "roberta": ("Roberta", {"max_position_embeddings": 66}),
+    "deberta": ("DebertaV2", {"relative_attention": True}),
+    "deberta, relative": (
+        "DebertaV2",
+        {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 16},
+    ),
+    "mpnet": ("MPNet", {"max_position_embeddings": 66}),
+    "fnet": ("FNet", {}),
+    "convbert": ("ConvBert", {"embedding_size": 32}),
+}
+"""Models of other kinds than the tiny ones, by name: class and settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,3 +110,12 @@ def folder_of(base: Path, target: Path, *, leave_out: str = "") -> Path:
         if path.suffix != leave_out:
             (target / path.name).write_bytes(path.read_bytes())
     return target
+
+
+def base_of(kind: str, bert: Path, folder: Path) -> Path:
+    """Write a small model of a kind, with the tokenizer of the tiny BERT."""
+    name, more = KINDS[kind]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**(SIZES | more), pad_token_id=0)
+    getattr(transformers, f"{name}Model")(config).save_pretrained(folder_of(bert, folder))
+    return folder

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from intramural.core.config import check_config
 from intramural.core.errors import ModelError, Unclippable
@@ -13,34 +12,7 @@ from intramural.core.federation import FederationConfig
 from intramural.models.loading import Loaded
 from intramural.models.padding import check_padding
 from intramural.models.resident import resident_model
-from tests.models.builders import folder_of
-from tests.tiny_models import VOCABULARY
-
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,  # of trained models' size: at 0.02 a layer hardly does anything
-}
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("Bert", {}),
-    "roberta": ("Roberta", {"max_position_embeddings": 66}),
-    "deberta": ("DebertaV2", {"relative_attention": True}),
-    "fnet": ("FNet", {}),
-    "convbert": ("ConvBert", {"embedding_size": 32}),
-}
-
-
-def base_of(kind: str, bert: Path, folder: Path) -> Path:
-    """Write a small model of a kind, with the tokenizer of the tiny BERT."""
-    name, more = KINDS[kind]
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**(SIZES | more), pad_token_id=0)
-    getattr(transformers, f"{name}Model")(config).save_pretrained(folder_of(bert, folder))
-    return folder
+from tests.models.builders import base_of
 
 
 def federation(base: Path, *, private: bool = True, **sections: Any) -> FederationConfig:

@@ -32,14 +32,32 @@ def norms(gradients: Sequence[dict[str, Tensor]]) -> list[float]:
     return [float(sum(g.square().sum() for g in one.values()) ** 0.5) for one in gradients]
 
 
-def clipped_sum(gradients: Sequence[dict[str, Tensor]], *, clip_norm: float) -> dict[str, Tensor]:
+def clipped_sum(
+    gradients: Sequence[dict[str, Tensor]],
+    *,
+    clip_norm: float,
+    lengths: Sequence[float] | None = None,
+) -> dict[str, Tensor]:
     """Return the sum of the gradients, each scaled to a norm of at most `clip_norm`.
 
-    Less a millionth of it, as the engine promises.
+    Less a millionth of it, as the engine promises. With `lengths`, what an engine took for the
+    gradients' norms, their own do not count.
     """
+    lengths = norms(gradients) if lengths is None else lengths
+    return weighted_sum(gradients, [min(1.0, clip_norm * (1 - 1e-6) / n) for n in lengths])
+
+
+def opacus_sum(gradients: Sequence[dict[str, Tensor]], *, clip_norm: float) -> dict[str, Tensor]:
+    """Return the sum of the gradients scaled as Opacus does: by clip_norm / (norm + 1e-6)."""
+    return weighted_sum(gradients, [min(1.0, clip_norm / (n + 1e-6)) for n in norms(gradients)])
+
+
+def weighted_sum(
+    gradients: Sequence[dict[str, Tensor]], factors: Sequence[float]
+) -> dict[str, Tensor]:
+    """Return the sum of the gradients, each times its factor."""
     total: dict[str, Tensor] = {}
-    for one, norm in zip(gradients, norms(gradients), strict=True):
-        factor = min(1.0, clip_norm * (1 - 1e-6) / norm)
+    for one, factor in zip(gradients, factors, strict=True):
         for name, gradient in one.items():
             total[name] = total.get(name, 0.0) + factor * gradient
     return total

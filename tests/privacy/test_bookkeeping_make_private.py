@@ -1,5 +1,6 @@
 """make_private: the clipper in a plain Opacus loop, with Opacus's accountants and batch memory."""
 
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from opacus import PrivacyEngine
 from opacus.accountants import RDPAccountant
 from opacus.utils.batch_memory_manager import BatchMemoryManager
 from torch import nn
@@ -33,7 +35,7 @@ class Counted:
         return self.rng.normal(0.0, std, size).astype(np.float32)
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 40), nn.LayerNorm(40), nn.Tanh(), nn.Linear(40, 2))
 
@@ -194,3 +196,75 @@ def test_an_optimizer_of_other_tensors_than_the_models_is_refused() -> None:
     # refused before anything was attached: the model runs, and trains, as it was
     losses(model, *data(4).tensors).sum().backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def stepped(model: nn.Module, optimizer: PrivateOptimizer) -> None:
+    losses(model, *data(10).tensors).sum().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:Secure RNG turned off")
+def test_opacus_engine_saves_and_loads_model_optimizer_and_spending(tmp_path: Path) -> None:
+    made = []
+    for _ in range(2):
+        model, engine = network(), PrivacyEngine(accountant="rdp")
+        optimizer = private(model, noise_multiplier=0.8, noise=toys.Ones())
+        optimizer.attach_step_hook(engine.accountant.get_optimizer_hook_fn(sample_rate=0.05))
+        made.append((model, optimizer, engine))
+    (model, optimizer, engine), (later, resumed, again) = made
+    for _ in range(3):
+        stepped(model, optimizer)
+    engine.save_checkpoint(path=tmp_path / "saved.pt", module=model, optimizer=optimizer)
+    again.load_checkpoint(path=tmp_path / "saved.pt", module=later, optimizer=resumed)
+    assert again.accountant.history == [(0.8, 0.05, 3)]
+    for _ in range(2):
+        for kept, loaded in zip(model.parameters(), later.parameters(), strict=True):
+            assert torch.equal(kept, loaded)
+        stepped(model, optimizer)
+        stepped(later, resumed)  # with the momentum that was loaded
+    assert engine.accountant.history == again.accountant.history == [(0.8, 0.05, 5)]
+
+
+def test_an_optimizer_whose_tensors_were_exchanged_is_found_out_in_its_first_step() -> None:
+    # https://github.com/meta-pytorch/opacus/issues/820: copies train, and the model stands still
+    model = network()
+    optimizer = private(model, noise_multiplier=1.0, noise=Counted())
+    group = optimizer.param_groups[0]
+    group["params"] = [nn.Parameter(p.detach().clone()) for p in group["params"]]
+    with pytest.raises(Unclippable, match=r"0\.weight is trainable and not in the optimizer"):
+        stepped(model, optimizer)
+
+
+@pytest.mark.parametrize("idle", ["skipped parts", "a warm-up"])
+def test_a_tensor_that_stands_still_ends_the_first_step_that_moves_others(idle: str) -> None:
+    model = network()
+    optimizer = private(model, noise_multiplier=1.0, noise=Counted())
+    if idle == "skipped parts":
+        optimizer.signal_skip_step()
+        stepped(model, optimizer)
+    else:
+        optimizer.param_groups[0]["lr"] = 0.0
+        stepped(model, optimizer)
+        optimizer.param_groups[0]["lr"] = 0.1
+    with torch.no_grad():
+        dict(model.named_parameters())["3.bias"].fill_(1e30)  # beside which float32 loses a step
+    with pytest.raises(TrainingError, match=r"1 of 6 .* did not move in the first step: 3\.bias;"):
+        stepped(model, optimizer)
+
+
+def test_without_noise_a_gradient_of_zero_is_no_fault() -> None:
+    model = network()
+    optimizer = private(model)
+    with torch.no_grad():
+        for parameter in list(model.parameters())[-2:]:
+            parameter.zero_()  # so that the layers before get no gradient
+    stepped(model, optimizer)
+    assert not toys.gradients(model)["0.weight"].any()
+
+
+def test_a_call_that_asks_for_router_logits_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(5, 2))
+    optimizer = private(model)
+    with pytest.raises(Unclippable, match="output_router_logits adds a loss that balances"):
+        model(torch.ones(3, 5), output_router_logits=True)
+    optimizer.detach()

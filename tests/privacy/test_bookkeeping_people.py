@@ -4,13 +4,10 @@ import pytest
 import torch
 
 from intramural.privacy import records
-from tests.privacy.zoo import EXACT, MODELS, PEFT_ASKS, ROUNDED, agree
+from tests.privacy.zoo import EXACT, MODELS, PEFT_ASKS, PEOPLE, assert_rounded_up, compare
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings(PEFT_ASKS)
-
-
-PEOPLE = [[0], [1, 2, 3], [4, 5], [6], [7, 8]]
 
 
 @pytest.mark.parametrize("share", [0, 2])
@@ -20,4 +17,8 @@ def test_a_persons_rows_are_clipped_as_one(
 ) -> None:
     make, kind = MODELS[name]
     monkeypatch.setattr(records, "DENSE_SHARE", share)
-    assert agree(make, kind, units=PEOPLE) < (EXACT if share else ROUNDED)
+    found = compare(make, kind, units=PEOPLE)
+    if share:
+        assert found.error < EXACT
+    else:
+        assert_rounded_up(found)

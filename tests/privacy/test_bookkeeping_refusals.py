@@ -5,14 +5,16 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from intramural.core.errors import TrainingError, Unclippable
 from intramural.privacy.bookkeeping import BookkeepingEngine
 from intramural.privacy.layer_rules import check_clippable
 from intramural.privacy.moved import MovedCheck
+from intramural.privacy.opacus_engine import OpacusEngine
 from tests.privacy import toys
-from tests.privacy.zoo import PEFT_ASKS, SEQ
+from tests.privacy.zoo import MODELS, PEFT_ASKS, SEQ, checkpoint
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings(PEFT_ASKS)
@@ -92,6 +94,66 @@ def test_the_optimizer_must_hold_the_models_tensors() -> None:
         BookkeepingEngine(model, more, clip_norm=1.0, **settings)
 
 
+def prefixed(*, reentrant: bool) -> Any:
+    make, _ = MODELS["gpt2 prefix"]
+    model = make()
+    checkpoint(model, reentrant=reentrant)
+    return model
+
+
+def balanced(*, coefficient: float = 0.001, told: bool = True) -> Any:
+    """Return LoRA on a mixture of experts that may add a balancing loss."""
+    config = transformers.MixtralConfig(
+        vocab_size=toys.WORDS,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=16,
+        num_local_experts=2,
+        router_aux_loss_coef=coefficient,
+        output_router_logits=told,
+    )
+    return toys.lora(transformers.MixtralForCausalLM(config), "q_proj", task_type="CAUSAL_LM")
+
+
+UNFIT = [
+    (lambda: prefixed(reentrant=False), "prompt_encoder.*weight.*leaves the prefix out"),
+    (lambda: prefixed(reentrant=True), "prompt_encoder.*weight.*leaves the prefix out"),
+    (balanced, "output_router_logits and a router_aux_loss_coef"),
+    (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, affine=False)), "1 .BatchNorm1d."),
+]
+"""What neither engine can clip, trainable parameters aside."""
+
+
+@pytest.mark.parametrize(("make", "message"), UNFIT)
+def test_what_mixes_records_or_cannot_run_is_refused_by_both_engines(
+    make: Any, message: str
+) -> None:
+    model = make()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    settings: dict[str, Any] = {"clip_norm": 1.0, "noise_multiplier": 1.0, "divisor": 1.0}
+    for engine in (BookkeepingEngine, OpacusEngine):
+        with pytest.raises(Unclippable, match=message):
+            engine(model, optimizer, noise=toys.Ones(), **settings)
+
+
+def test_a_prefix_checkpointed_after_the_engine_was_made_is_refused_when_it_attaches() -> None:
+    make, _ = MODELS["bert prefix"]
+    model = make()
+    engine = toys.make_engine(model, clip_norm=1.0)
+    checkpoint(model, reentrant=False)
+    with pytest.raises(Unclippable, match="leaves the prefix out"), engine:
+        pass
+    assert "forward" not in vars(model.prompt_encoder["default"].embedding)
+
+
+@pytest.mark.parametrize("options", [{"coefficient": 0.0}, {"told": False}])
+def test_experts_that_no_loss_balances_are_not(options: Any) -> None:
+    check_clippable(balanced(**options))
+
+
 class Elsewhere(nn.Module):
     """Uses a layer's weight past the layer."""
 
@@ -133,7 +195,7 @@ class Mixed(nn.Module):
     [
         (Elsewhere(), "layer.weight: used outside the layer that owns it"),
         (Coupled(), "layer.(weight|bias): a row's loss depends on other rows"),
-        (Mixed(), "Linear: its input does not have one entry a row"),
+        (Mixed(), "layer.weight .Linear.: its input does not have one entry a row"),
     ],
 )
 def test_what_only_a_pass_shows_is_refused_in_the_first(model: nn.Module, message: str) -> None:

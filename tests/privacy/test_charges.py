@@ -1,13 +1,14 @@
 """What charges cost together: for whom, under which relation, and what is claimed."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
 from intramural.privacy.accountant import ACCOUNTANT, Event, Relation, epsilon_pld
-from intramural.privacy.charges import Charge, Spending, Unit
+from intramural.privacy.charges import Charge, Composition, Spending, Unit
 from intramural.privacy.told import told
 from tests.privacy.ledgers import charge, step_sum
 
@@ -84,6 +85,33 @@ def test_one_more_charge_of_any_kind_never_lowers_epsilon() -> None:
             own.add(charge(unit=unit, relation=relation))
             assert own.epsilon(1e-5) == foreseen > seen
             seen = foreseen
+
+
+def test_what_is_told_decides_nothing_and_a_bound_is_asked_first() -> None:
+    asked: list[str] = []
+
+    def saying(name: str, per_step: float) -> Composition:
+        def told(events: Sequence[Event], *, delta: float, relation: Relation) -> float:
+            asked.append(name)
+            return per_step * sum(event.steps for event in events)
+
+        return told
+
+    own = Spending(saying("exact", 0.1), told=saying("told", 0.01), bound=saying("bound", 0.11))
+    own.add(charge())
+    assert (own.epsilon(1e-5), own.epsilon(1e-5)) == (0.2, 0.2)
+    assert asked == ["told"]
+    more = [charge(round=2)]  # 4.0 with the first; at most 4.4
+    assert own.within(4.4, 1e-5, after=more)
+    assert own.within(4.4, 1e-5, after=more)
+    assert asked == ["told", "bound"]
+    assert own.within(4.0, 1e-5, after=more)
+    assert not own.within(3.9, 1e-5, after=more)
+    assert own.epsilon(1e-5, after=more) == 4.0
+    assert asked == ["told", "bound", "bound", "exact", "bound"]
+    own.add(more[0])
+    assert own.epsilon(1e-5) == 0.4
+    assert not own.within(3.9, 1e-5, after=[charge(round=3)])
 
 
 def test_replace_one_is_never_cheaper_than_add_remove() -> None:

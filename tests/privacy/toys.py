@@ -1,8 +1,9 @@
 """Random models of two layers, batches with padding, and one call that runs the engine."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import peft
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from intramural.privacy import clipped_sums
 from intramural.privacy.bookkeeping import BookkeepingEngine
+from intramural.privacy.norms import unit_norms
+from intramural.privacy.records import Pass
 from tests.privacy.naive import Losses
 
 ROWS, LENGTH, WORDS, LABELS = 6, 12, 97, 3
@@ -177,3 +181,17 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of what is in `.grad`."""
     named = model.named_parameters()
     return {name: p.grad.clone() for name, p in named if p.requires_grad and p.grad is not None}
+
+
+@contextmanager
+def norms_noted() -> Iterator[list[float]]:
+    """Note the norm of each unit as the book-keeping engine takes it, in the order of passes."""
+    noted: list[float] = []
+
+    def noting(done: Pass) -> Tensor:
+        found = unit_norms(done)
+        noted.extend(found.tolist())
+        return found
+
+    with patch.object(clipped_sums, "unit_norms", noting):
+        yield noted

@@ -21,7 +21,7 @@ from intramural.simulations.sites import Deal
 from tests.reference.pld import pld_epsilon
 from tests.rounds.runs import final
 from tests.rounds.test_crash import stop_in
-from tests.tiny import Json, federation, rows, site, table
+from tests.tiny import Json, Row, federation, rows, site, table
 
 DELTA = 1e-5
 PRIVACY: Json = {
@@ -43,11 +43,11 @@ def private(base: Path, *, privacy: Json | None = None, **sections: Json) -> Fed
     return federation(base, **(content | sections))
 
 
-def template(folder: Path, **sections: Any) -> Path:
+def template(folder: Path, *, records: list[Row] | None = None, **sections: Any) -> Path:
     """Write the site that others are dealt like; its policy asks for privacy."""
     policy = {"require_privacy": True} | sections.pop("policy", {})
     if not (folder / "template").exists():
-        site(folder, "template", rows(), policy=policy, **sections)
+        site(folder, "template", records or rows(), policy=policy, **sections)
     return folder / "template" / "site.toml"
 
 
@@ -185,14 +185,35 @@ def test_runs_that_share_ledgers_add_up_until_the_lifetime_is_spent(
     assert not (tmp_path / "3" / "report.json").exists()
 
 
-def test_the_size_of_parts_changes_no_result(tmp_path: Path, bert: Path) -> None:
+@pytest.mark.parametrize(
+    ("unit", "kind", "engine"),
+    [
+        ("record", "lora", "bookkeeping"),
+        ("person", "head", "opacus"),
+    ],
+)
+def test_the_size_of_parts_changes_no_result(
+    tmp_path: Path, bert: Path, unit: str, kind: str, engine: str
+) -> None:
     ends = []
+    privacy: Json = {"nominal_records": 20, "unit": unit, "engine": engine}
+    if unit == "person":
+        privacy |= {"nominal_persons": 20, "records_per_person": 3}
+    records = [row | {"person": f"p{n // 3}"} for n, row in enumerate(rows())]
     for size in (1, 8, 32):
-        compute = {"device": "cpu", "threads": 1, "micro_batch": size}
+        sections: Json = {
+            "compute": {"device": "cpu", "threads": 1, "micro_batch": size},
+            "policy": SEEDED | {"exchange": ["lora", "full", "head"]},
+            "data": {"person": "person"},
+        }
         folder = tmp_path / str(size)
-        config = private(bert, privacy={"nominal_records": 20})  # about 24 of 60 records a step
-        simulated(folder, config, policy=SEEDED, compute=compute)
+        # about 24 of 60 records a step
+        config = private(
+            bert, privacy=privacy, exchange={"kind": kind}, training={"local_steps": 2}
+        )
+        simulated(folder, config, records=records, **sections)
         ends.append(final(folder / "out"))
+    assert np.abs(ends[0]).max() > 1e-3
     for other in ends[1:]:
         np.testing.assert_allclose(other, ends[0], rtol=0, atol=1e-6)
 

@@ -13,12 +13,14 @@ from flwr.serverapp import Grid
 from intramural.core.federation import FederationConfig
 from intramural.core.journal import Entry, Journal
 from intramural.core.layout import Layout
+from intramural.core.letter import read_request
 from intramural.core.messages import Evaluated, Hello, Reply, Request, TrainRequest, Update, Welcome
 from intramural.core.metrics import LOSS_SCALE, Sums
-from intramural.core.wire import decode_request, encode
+from intramural.core.wire import encode, to_letter
 from intramural.server.checkpoint import Checkpoint
-from intramural.server.coordinator import Coordinator, Outcome, Setting
+from intramural.server.coordinator import Coordinator
 from intramural.server.post import Post
+from intramural.server.setting import Outcome, Setting
 from intramural.server.watcher import Watcher
 from intramural.simulations.inprocess import InProcessGrid
 from intramural.strategies.registry import make_rule
@@ -77,8 +79,9 @@ def app_of(answer: Site) -> ClientApp:
 
     def respond(message: Message, context: Context) -> Message:
         site = f"site-{int(context.node_config['partition-id']) + 1}"
-        request = decode_request(message.content, layout=LAYOUT)
-        return Message(encode(answer(site, request)), reply_to=message)
+        letter = to_letter(message.content)
+        reply = answer(site, read_request(letter, layout=LAYOUT))
+        return Message(encode(reply, answers=letter.digest), reply_to=message)
 
     for register in (app.train(), app.evaluate(), app.query()):
         register(respond)

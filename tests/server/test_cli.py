@@ -37,10 +37,12 @@ def test_bundle_holds_configuration_alone(tmp_path: Path) -> None:
     file.write_text(tomli_w.dumps(table(Path("base"))))
     out = tmp_path / "bundle"
     call("bundle", file, "--out", out, "--run-folder", tmp_path / "run")
-    first = (out / "pyproject.toml").read_bytes()
-    assert [path.name for path in out.iterdir()] == ["pyproject.toml"]
+    first = (out / "app" / "pyproject.toml").read_bytes()
+    assert [path.name for path in (out / "app").iterdir()] == ["pyproject.toml"]
+    assert str(tmp_path) not in first.decode()
+    assert str(tmp_path) in (out / "run.toml").read_text()
     call("bundle", file, "--out", out, "--run-folder", tmp_path / "run")
-    assert (out / "pyproject.toml").read_bytes() == first
+    assert (out / "app" / "pyproject.toml").read_bytes() == first
 
 
 def test_report_is_written_anew(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """A run in its folder: what it leaves, and when it may go on."""
 
 import json
+import tomllib
+from math import inf
 from pathlib import Path
 
 import pytest
 
+from intramural.core.bundle import write_bundle
 from intramural.core.canonical import digest_vector
 from intramural.core.errors import CheckpointError, ConfigError, Interrupted, ModelError
 from intramural.core.files import exclusive
 from intramural.core.journal import scan
-from intramural.server.bundle import write_bundle
 from intramural.server.run import plan_from_config
 from intramural.server.watcher import Watcher
 from tests.rounds.runs import final, run
@@ -149,16 +151,25 @@ def test_a_checkpoint_of_another_model_is_refused(
         run(tmp_path / "run", config, folder, resume=True)
 
 
-def test_a_bundle_s_configuration_is_read_back(tmp_path: Path) -> None:
+def test_a_run_s_configuration_is_read_back(tmp_path: Path) -> None:
     config = federation(Path("somewhere"))
-    write_bundle(tmp_path, {"manifest": config.manifest(), "out": "run", "patience-s": 2.5})
-    import tomllib
-
-    table = tomllib.loads((tmp_path / "pyproject.toml").read_text())
-    assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]  # and no code
-    plan = plan_from_config(table["tool"]["flwr"]["app"]["config"])
+    own = {"manifest": config.manifest(), "out": "run", "patience-s": 2.5, "resume": False}
+    app, run = write_bundle(tmp_path, own)
+    assert [path.name for path in app.iterdir()] == ["pyproject.toml"]  # and no code
+    table = tomllib.loads((app / "pyproject.toml").read_text())
+    defaults = table["tool"]["flwr"]["app"]["config"]
+    plan = plan_from_config(defaults | tomllib.loads(run.read_text()))
     assert plan.federation == config
     assert (plan.folder, plan.resume, plan.patience_s) == (Path("run"), False, 2.5)
+    endless = plan_from_config(defaults | {"manifest": config.manifest(), "out": "run"})
+    assert endless.patience_s == inf
+
+
+def test_the_bundle_is_the_same_for_every_run(tmp_path: Path) -> None:
+    first, _ = write_bundle(tmp_path / "a", {"manifest": "{}", "out": "x"})
+    second, _ = write_bundle(tmp_path / "b", {"manifest": "[]", "simulation-sites": "y"})
+    content = (first / "pyproject.toml").read_bytes()
+    assert content == (second / "pyproject.toml").read_bytes()
 
 
 @pytest.mark.parametrize("settings", [{}, {"manifest": "{"}, {"manifest": "{}"}])

@@ -1,0 +1,57 @@
+"""What a coordinator works with, and what it ends with."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from intramural.core.federation import FederationConfig
+from intramural.core.journal import Journal
+from intramural.core.layout import Layout, Vector
+from intramural.core.metrics import Sums
+from intramural.server.directory import Manners
+from intramural.server.lost import Again
+from intramural.server.post import Post
+from intramural.server.watcher import Watcher
+from intramural.strategies.rule import Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run ended with."""
+
+    vector: Vector = field(repr=False)
+    history: list[dict[str, Any]]
+    """One record a round, as the report has them."""
+    test: dict[str, Sums]
+    """Each site's sums on its own test records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a coordinator works with; it changes none of it but the folder's content."""
+
+    federation: FederationConfig
+    run: str = ""
+    layout: Layout
+    base: str
+    """Digest of the base model."""
+    rule: Rule
+    post: Post
+    journal: Journal
+    checkpoints: Any
+    """Folder of the checkpoints."""
+    watcher: Watcher
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    poll_s: float = 0.2
+    """Pause between two looks for replies when none came."""
+    patience_s: float = inf
+    """How long a round may wait for sites before the run stops."""
+    greeting_s: float = 120.0
+    """How long nodes that do not answer their greeting hold up a round."""
+    again: Again | None = None
+    """How lost requests are asked again; None: never."""
+    manners: Manners | None = None
+    """How nodes are greeted that come back, wait or fall silent; None: each once."""
