@@ -30,7 +30,7 @@ from intramural.trust.gate import Chore, Gate, run_gate, status_text, tell_on_st
 from intramural.trust.keys import PASSPHRASE
 from intramural.trust.kit import read_kit
 from intramural.trust.limits import MIB, GateLimits
-from intramural.trust.proxy import GET_FAB, Call, Inspection, Proxy
+from intramural.trust.proxy import GET_FAB, PULL_MESSAGES, Call, Hold, Inspection, Proxy
 from intramural.trust.tls import client_context
 from intramural.trust.upstream import Upstream
 
@@ -43,6 +43,9 @@ KEEP_S = 60.0
 BUNDLE_BYTES_MAX = MIB
 STATUS_S = 5.0
 PORT_DEFAULT = 9095
+HOLDS = {PULL_MESSAGES: Hold(hold_s=3.5, pause_s=0.4)}
+"""Flower's SuperNode waits 5 s for an answer, and sleeps 3 s after one without a message. Held here
+and not at the coordinator: what is pulled must not be lost on a long way."""
 _LOCAL_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?")
 
 
@@ -170,6 +173,7 @@ def build_gate(
             limits=settings.limits,
             counters=counters,
             clock=clock,
+            holds=HOLDS,
         ),
         upstream=upstream,
         limits=settings.limits,

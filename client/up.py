@@ -28,6 +28,8 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
 }
 """Nobody is called but the coordinator; and Flower's executor looks for work twenty times a second,
 where its default is once."""

@@ -19,8 +19,10 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
 }
-"""Nobody is called: no telemetry, no update check, no package index."""
+"""Nobody is called: no telemetry, no update check, no package index, no proxy on loopback."""
 
 
 def flower_home(home: Path, *, address: str) -> dict[str, str]:

@@ -70,8 +70,8 @@ class SiteGatekeeper:
         A request passes only while its certificate is on the roster, and under a node key that is
         this site's (`Bindings`). SuperLink checks that the request is signed by that key and
         names the key's node; it does not check who a pushed message claims to come from, or
-        that it is a reply at all (flwr 1.41: a node could hand messages to other nodes), so that
-        is looked at here.
+        that it is a reply at all: with flwr 1.41 a node could hand orders to another node in
+        SuperLink's name (tried, and delivered). So that is looked at here.
     """
 
     def __init__(self, *, site_of: SiteOf, bindings: Bindings, limits: GateLimits) -> None:

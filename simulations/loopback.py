@@ -94,7 +94,7 @@ class Loopback:
             process.kill()
             process.wait()
 
-    def order(self, federation: Path, *, name: str) -> Order:
+    def order(self, federation: Path, *, name: str | None) -> Order:
         """Have a federation run by the coordinator that is up."""
         return place_order(self.coordinator, federation, name=name, models={}, passphrase=None)
 

@@ -1,7 +1,9 @@
 """Proxy: passes the requests of Flower's fleet API, and those alone, from peers to the upstream."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import h11
@@ -14,7 +16,8 @@ from intramural.trust.limits import GateLimits, Quota
 from intramural.trust.upstream import Upstream
 
 REGISTER, UNREGISTER, DEACTIVATE = "register-node", "unregister-node", "deactivate-node"
-PUSH_MESSAGES, PUSH_OBJECT, PULL_OBJECT = "push-messages", "push-object", "pull-object"
+PULL_MESSAGES, PUSH_MESSAGES = "pull-messages", "push-messages"
+PUSH_OBJECT, PULL_OBJECT = "push-object", "pull-object"
 GET_FAB = "get-fab"
 VERBS = frozenset(
     {
@@ -23,7 +26,7 @@ VERBS = frozenset(
         DEACTIVATE,
         UNREGISTER,
         "send-node-heartbeat",
-        "pull-messages",
+        PULL_MESSAGES,
         PUSH_MESSAGES,
         "get-run",
         GET_FAB,
@@ -71,6 +74,20 @@ class Inspection:
     """Returns why a longer one does not pass."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hold:
+    """An answer that is empty is asked for again before the peer gets it: it need not come back.
+
+    Flower's SuperNode sleeps three seconds after an answer without a message, so that a round waits
+    that long for nothing.
+    """
+
+    hold_s: float
+    """Longest time from the request to its answer; below what the peer waits."""
+    pause_s: float
+    """Between two questions."""
+
+
 class Gatekeeper(Protocol):
     """Decides who a peer is and which of its requests pass; a gate has one."""
 
@@ -111,8 +128,13 @@ class Proxy:
         limits: GateLimits,
         counters: Counters,
         clock: Callable[[], float],
+        holds: Mapping[str, Hold] = MappingProxyType({}),
     ) -> None:
-        """Take the parts; `clock` gives seconds and never goes back."""
+        """Take the parts; `clock` gives seconds and never goes back.
+
+        `holds` are by verb, of requests whose repetition is harmless.
+        """
+        self._holds, self._clock = holds, clock
         self._upstream, self._gatekeeper = upstream, gatekeeper
         self._limits, self._counters = limits, counters
         self._quota = Quota(limits, clock=clock)
@@ -158,11 +180,29 @@ class Proxy:
             for name, value in call.headers.items()
             if name != "content-length" or content is body
         ]
-        response = await self._upstream.send(PREFIX + call.verb, headers, content)
+        response = await self._ask(call.verb, headers, content)
         try:
             return await self._answer(connection, call, response)
         finally:
             await response.aclose()
+
+    async def _ask(
+        self, verb: str, headers: list[tuple[bytes, bytes]], content: bytes | AsyncIterator[bytes]
+    ) -> httpx.Response:
+        """Return upstream's answer; of a verb that is held, ask until the answer is not empty."""
+        hold = self._holds.get(verb)
+        if hold is None:
+            return await self._upstream.send(PREFIX + verb, headers, content)
+        if not isinstance(content, bytes):
+            content = b"".join([piece async for piece in content])  # bounded by `body` itself
+        until_s = self._clock() + hold.hold_s
+        while True:
+            response = await self._upstream.send(PREFIX + verb, headers, content)
+            is_empty = response.status_code == 200 and response.headers.get("content-length") == "0"
+            if not is_empty or self._clock() + hold.pause_s >= until_s:
+                return response
+            await response.aclose()
+            await asyncio.sleep(hold.pause_s)
 
     async def _answer(
         self, connection: PeerConnection, call: Call, response: httpx.Response

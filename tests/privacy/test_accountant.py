@@ -72,7 +72,7 @@ HISTORIES: list[list[Steps]] = [
     [(0.5, 8.0, 10), (0.1, 4.0, 50), (0.02, 2.0, 250)],
     [(0.02, 1.1, 25), (1.0, 40.0, 2)] * 5,
 ]
-AS_RECORDED = (4, 6, 9, 11, 13, 16, 18, 19, 24, 28, 29)
+AS_RECORDED = (4, 6, 9, 11, 13, 16, 24, 28, 29)
 """Histories compared in the ledger's narrow bins as well; the others would take too long."""
 
 
@@ -100,7 +100,7 @@ def test_histories_are_thirty_and_most_of_them_mix_mechanisms() -> None:
     kinds = [{(q, noise) for q, noise, _ in history} for history in HISTORIES]
     assert len({tuple(history) for history in HISTORIES}) == 30
     assert sum(len(kind) > 1 for kind in kinds) == 13
-    assert sum(len(kinds[number]) > 1 for number in AS_RECORDED) == 7
+    assert sum(len(kinds[number]) > 1 for number in AS_RECORDED) == 5
 
 
 @pytest.mark.parametrize("history", HISTORIES)

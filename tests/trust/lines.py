@@ -27,7 +27,7 @@ from intramural.trust.counters import Counters, Tally
 from intramural.trust.denial import Denied
 from intramural.trust.gate import Chore, Gate
 from intramural.trust.limits import GateLimits
-from intramural.trust.proxy import Call, Inspection, Proxy
+from intramural.trust.proxy import Call, Hold, Inspection, Proxy
 from intramural.trust.tls import client_context, server_context
 from intramural.trust.upstream import Upstream
 from tests.trust.pki import Papers
@@ -93,6 +93,7 @@ def line(
     papers: Papers | None = None,
     doorman: Doorman | None = None,
     chores: tuple[Chore, ...] = (),
+    holds: Mapping[str, Hold] | None = None,
     **limits: Any,
 ) -> Line:
     told: list[dict[str, Any]] = []
@@ -106,6 +107,7 @@ def line(
         limits=one,
         counters=counters,
         clock=time.monotonic,
+        holds=holds or {},
     )
     files = papers and (papers.certificate, papers.key, papers.authority)
     tls = server_context(*files) if files else None
