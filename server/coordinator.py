@@ -18,7 +18,7 @@ from intramural.server import machine
 from intramural.server.checkpoint import Checkpoint, save_checkpoint
 from intramural.server.directory import Directory
 from intramural.server.ledger_watch import LedgerWatch
-from intramural.server.lost import Lost
+from intramural.server.lost import ABSENT, Lost
 from intramural.server.machine import Phase
 from intramural.server.post import Arrival
 from intramural.server.setting import Outcome, Setting
@@ -121,7 +121,10 @@ class Coordinator:
         now = self.setting.clock()
         if now >= self.state.deadline_s:
             self._lost.give_up(self._judge)
-        elif self._lost.due(now) and self.directory.greet(self._receive):
+        elif self._lost.due(now):
+            settled = self.directory.greet(self._receive)
+            if not settled and self._lost.waited_s(now) < self.setting.greeting_s:
+                return  # a new node may be a lost site's; one that is silent holds up no other
             sites = self._lost.back(self.directory.nodes)
             if sites and self._request is not None:
                 self.setting.journal.append("asked-again", round=self.state.round, sites=sites)
@@ -139,9 +142,10 @@ class Coordinator:
     def _receive(self, arrival: Arrival) -> None:
         """Offer one reply to the machine; it counts only if the rule or the sums can use it."""
         asked = (self.state.phase.value, self.state.round, self.state.attempt)
-        if self.directory.took(arrival) or (arrival.tag == asked and self._lost.took(arrival)):
+        if self.directory.took(arrival):
             return
-        self._judge(arrival)
+        if arrival.tag != asked or not self._lost.took(arrival, now_s=self.setting.clock()):
+            self._judge(arrival)
 
     def _judge(self, arrival: Arrival) -> None:
         setting, site, (phase, round_, _) = self.setting, arrival.site, arrival.tag
@@ -156,6 +160,8 @@ class Coordinator:
         if problem is not None:
             self._refusals[problem] = self._refusals.get(problem, 0) + 1
             detail = arrival.reply.detail if isinstance(arrival.reply, Refusal) else ""
+            if isinstance(arrival.reply, Refusal):
+                self.directory.refused(site, arrival.node, arrival.reply)
             setting.journal.append(
                 "refused", round=round_, site=site, phase=phase, reason=problem, detail=detail
             )
@@ -211,9 +217,10 @@ class Coordinator:
                     )
                     self.setting.watcher.noticed(effect.reason)
                 case machine.Wait():
-                    if effect.reason != self._shown:  # it comes with every look for sites
-                        self.setting.watcher.waiting(effect.reason)
-                    self._shown = effect.reason
+                    told = f"{effect.reason} ({self.directory.why})"
+                    if told != self._shown:  # it comes with every look for sites
+                        self.setting.watcher.waiting(told)
+                    self._shown = told
                 case machine.Finish():
                     self._failed = effect.failed
 
@@ -250,8 +257,11 @@ class Coordinator:
 
     def _send(self, request: Request, sites: list[str]) -> None:
         tag = (self.state.phase.value, self.state.round, self.state.attempt)
-        nodes = {site: self.directory.nodes[site] for site in sites}
+        here = self.directory.nodes
+        nodes = {site: here[site] for site in sites if site in here}
         self.setting.post.send(request, nodes, tag=tag, vector=encode_vector(self.vector))
+        for site in sorted(set(sites) - set(here)):  # it trained, and left before evaluation
+            self._receive(Arrival(site=site, node=0, tag=tag, reply=None, problem=ABSENT))
 
     def _aggregate(self) -> None:
         assert self._fold is not None

@@ -10,6 +10,8 @@ from intramural.core.messages import Hello, Refusal, Welcome
 from intramural.server.post import Arrival, Post
 
 GREETING = "hello"
+RULES = frozenset({"refused", "awaits-approval", "budget-exhausted"})
+"""Reasons of a site that follows its own rules."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +78,9 @@ class Directory:
             self._open |= set(new)
             for node in new:
                 self._again_at.pop(node, None)
-        if self._open:
-            for arrival in self._post.arrivals():
-                receive(arrival)
-                del arrival
+        for arrival in self._post.arrivals():  # also to greetings that nobody waits for any more
+            receive(arrival)
+            del arrival
         self._open &= connected  # a node that left will not answer
         self.nodes = {site: node for site, node in self._known.items() if node in connected}
         return not self._open
@@ -92,6 +93,19 @@ class Directory:
     def answered(self, site: str) -> None:
         """Note that a site answered a request."""
         self._misses.pop(site, None)
+
+    def refused(self, site: str, node: int, refusal: Refusal) -> None:
+        """Note that a site said no to a request by its own rules; it is greeted before the next.
+
+        Its hours may have ended, or an approval was withdrawn: rounds wait for it, and do not
+        use up their attempts on it.
+        """
+        if self._manners is None or refusal.reason not in RULES:
+            return
+        self._known.pop(site, None)
+        self.nodes.pop(site, None)
+        self.refusals[node] = refusal
+        self._again_at[node] = self._clock() + self._manners.again_s
 
     def missed(self, site: str) -> None:
         """Note that a site let a request's deadline pass; too often, and it is greeted anew."""

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from intramural.core.errors import ConfigError
+from intramural.core.errors import ConfigError, Interrupted
 from intramural.server.folder import CoordinatorFolder
 from intramural.server.follow import follow
 from intramural.server.orders import RUNS, Order, order_named, orders, place_order
@@ -91,7 +91,12 @@ def run_command(
         return
     console = Console(stderr=as_json)
     with Screen(console, rounds=federation_of(order).federation.rounds) as screen:
-        follow(order, screen)
+        try:
+            follow(order, screen)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"{order.name}: this view ended and the run goes on; see `intramural server show`"
+            ) from None
     report = read_json(order.folder / "report.json")
     if as_json:
         typer.echo(json.dumps(report))

@@ -3,7 +3,7 @@
 import re
 import runpy
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,9 +29,16 @@ DOCS = [
     *sorted(ROOT.glob("examples/*/*.md")),
 ]
 CLI = cast(click.Group, typer.main.get_command(app))
+GROUPS = {name for name, command in CLI.commands.items() if isinstance(command, click.Group)}
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 SUFFIXES = r"\.(?:py|md|toml|csv|txt|j2|css)"
-MADE_BY_A_RUN = {"site.toml", "federation.toml", "pyproject.toml", "notes.csv"}
+MADE_BY_A_RUN = {
+    "site.toml",
+    "federation.toml",
+    "coordinator.toml",
+    "pyproject.toml",
+    "notes.csv",
+}
 """Names that stand for a file of the reader's, or one that a command writes."""
 
 
@@ -51,8 +58,29 @@ def lines(text: str) -> Iterator[list[str]]:
     """Yield the words of each command line in code blocks, without comments."""
     for block in blocks(text):
         for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith(("intramural ", "make ")):
-                yield shlex.split(line, comments=True)
+            command = line.removeprefix("$ ")
+            if command.startswith(("intramural ", "make ")):
+                yield shlex.split(command, comments=True)
+
+
+def found(words: Sequence[str]) -> tuple[click.Command, list[str]]:
+    """Return the command that words begin with, however deep in groups, and what follows it."""
+    command, rest = cast(click.Command, CLI), list(words)
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        command = command.commands[rest.pop(0)]
+    return command, rest
+
+
+def leaves(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield each command that is no group, with the words that call it."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from leaves(command, *path, name)
+        else:
+            yield (*path, name), command
+
+
+LEAVES = dict(leaves(CLI))
 
 
 def known_options(command: click.Command) -> set[str]:
@@ -69,7 +97,8 @@ def test_command_lines_are_ones_that_parse(path: Path) -> None:
         if program == "make":
             assert {name, *words} <= TARGETS
         else:
-            CLI.commands[name].make_context(name, list(words))
+            command, rest = found([name, *words])
+            command.make_context(command.name, rest)
 
 
 @pytest.mark.parametrize("path", by_path())
@@ -78,32 +107,53 @@ def test_commands_and_options_named_in_prose_exist(path: Path) -> None:
         words = code.split()
         if words[0] == "make" and len(words) > 1:
             assert words[1] in TARGETS, code
+        if words[0] in GROUPS and len(words) > 1:
+            words = ["intramural", *words]
         if words[0] == "intramural" and len(words) > 1:
-            command = CLI.commands[words[1]]
+            command, _ = found(words[1:])
             assert {w for w in words if w.startswith("--")} <= known_options(command), code
 
 
 def test_lone_options_in_the_readme_belong_to_a_command() -> None:
-    known = set().union(*(known_options(command) for command in CLI.commands.values()))
+    known = set().union(*(known_options(command) for command in LEAVES.values()))
     named = {c.split()[0] for c in inline((ROOT / "README.md").read_text()) if c.startswith("--")}
     assert named
     assert named <= known
 
 
-@pytest.mark.parametrize("name", sorted(CLI.commands))
-def test_each_command_has_help_and_is_in_the_readme(name: str) -> None:
-    command = CLI.commands[name]
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_each_command_has_help_and_is_in_the_readme(path: tuple[str, ...]) -> None:
+    command = LEAVES[path]
     assert command.help
-    assert "Example: intramural " + name in " ".join(command.help.split())
+    assert "Example: intramural " + " ".join(path) in " ".join(command.help.split())
     assert all(p.help for p in command.params if isinstance(p, click.Option))
-    assert f"`intramural {name}`" in (ROOT / "README.md").read_text()
+    rows = (ROOT / "README.md").read_text().splitlines()
+    (row,) = [row for row in rows if row.startswith(f"| `intramural {path[0]}` |")]
+    assert len(path) == 1 or f"`{' '.join(path[1:])}`" in row
+
+
+def test_the_readmes_row_of_a_group_names_commands_that_exist() -> None:
+    rows = (ROOT / "README.md").read_text().splitlines()
+    for group in GROUPS:
+        (row,) = [row for row in rows if row.startswith(f"| `intramural {group}` |")]
+        named = {tuple(code.split()) for code in inline(row)[1:]}
+        assert named == {path[1:] for path in LEAVES if path[0] == group}
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that a page's headings get."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("path", by_path())
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
         if not target.startswith(("https://", "mailto:")):
-            assert (path.parent / target.partition("#")[0]).exists(), target
+            name, _, anchor = target.partition("#")
+            page = path.parent / name if name else path
+            assert page.exists(), target
+            assert not anchor or anchor in anchors(page.read_text()), target
 
 
 @pytest.mark.parametrize("path", by_path())

@@ -160,3 +160,32 @@ def test_an_answer_in_between_forgives_misses() -> None:
     directory.answered("site-1")
     directory.missed("site-1")
     assert directory.nodes == {"site-1": 1}
+
+
+def test_a_site_that_says_no_by_its_own_rules_is_waited_for_and_uses_up_no_attempt(
+    tmp_path: Path,
+) -> None:
+    noes = ["night"] * 4  # one to round 2's request, three to greetings: its hours have ended
+
+    def answer(site: str, request: Request) -> Reply:
+        in_round_2 = isinstance(request, TrainRequest) and request.round == 2
+        greeted = isinstance(request, Hello) and len(noes) < 4
+        if site == "site-2" and noes and (in_round_2 or greeted):
+            return Refusal(site=site, reason="refused", detail=f"policy.hours: {noes.pop()}")
+        return honest(site, request)
+
+    grid = SlowGrid(app_of(answer), 3, run_config={}, slow={})
+    done = coordinate(
+        tmp_path,
+        small(),
+        grid,
+        clock=ticking(),
+        again=AGAIN,
+        manners=Manners(again_s=15.0),
+        patience_s=float("inf"),
+    )
+    kinds = [entry.kind for entry in done.journal]
+    assert kinds.count("discarded") == 1  # three in a row would have ended the run
+    assert kinds.count("committed") == 2
+    told = [line for line in done.seen.lines if "waits" in line]
+    assert any("2 of 3 sites are ready (site-2: policy.hours" in line for line in told)
