@@ -292,7 +292,7 @@ def test_a_run_waits_for_its_sites_and_says_so_once(tmp_path: Path) -> None:
             grid.connected = {1, 2, 3}
 
     done = coordinate(tmp_path, small(), grid, sleep=sleep, patience_s=float("inf"))
-    assert done.seen.lines == ["round 1 waits: 2 of 3 sites are ready"]
+    assert done.seen.lines == ["round 1 waits: 2 of 3 sites are ready (they did not connect)"]
     assert len(done.seen.records) == 2
 
 
