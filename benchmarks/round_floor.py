@@ -10,6 +10,8 @@ one record, with the policy, journal, seals and gates of a real run. Runs of bot
 import argparse
 import csv
 import json
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -168,6 +170,7 @@ def _rows(elements: int, ours: list[float], flower: list[float], sent: int) -> l
 
 def main() -> None:
     """Run the benchmark from the command line."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all is brought down
     parser = argparse.ArgumentParser(prog="benchmarks.round_floor", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--keep", type=Path, help="folder to keep logs in")

@@ -6,6 +6,7 @@ python -m tests.chaos [--only WORDS] [--json FILE] [--keep FOLDER]
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from tests.tiny_models import save_bert
 
 def main() -> int:
     """Run the faults one after the other, each on a run of its own."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all is brought down
     parser = argparse.ArgumentParser(prog="tests.chaos", description=__doc__)
     parser.add_argument("--only", default="", help="faults whose name holds these words")
     parser.add_argument("--json", type=Path, help="write the results to this file")
