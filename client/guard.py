@@ -9,8 +9,9 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
-from intramural.core.errors import Refused
+from intramural.core.errors import LedgerError, Refused
 from intramural.core.federation import FederationConfig
+from intramural.core.files import probe_disk
 from intramural.core.metrics import Sums
 from intramural.core.site import SiteConfig
 from intramural.data.records import Record
@@ -70,8 +71,14 @@ class Guard:
 
         Raises:
             BudgetExhausted: It cannot.
+            LedgerError: The ledger's disk is full: a round would be refused in its middle.
         """
         self.ledger.refresh()
+        path = self._site.ledger_file
+        try:
+            probe_disk(path.parent)
+        except OSError as error:
+            raise LedgerError(f"{path}: cannot write: {error.strerror}; free space") from error
         self.ledger.foresee(
             [
                 *(self._charge(round_, run=run) for round_ in self._rounds_left(run)),

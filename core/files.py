@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LOCK_POLL_S = 0.02
+PROBE_BYTES = 1 << 16
 
 
 class Held(Exception):
@@ -56,6 +57,22 @@ def exclusive(path: Path, *, wait_s: float = 0.0) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def probe_disk(folder: Path) -> None:
+    """Do nothing if the folder's disk takes a few more pages.
+
+    Raises:
+        OSError: It does not.
+    """
+    probe = folder / f".{os.getpid()}.probe"
+    try:
+        with open(probe, "wb") as file:
+            file.write(b"\0" * PROBE_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ class Noted(Watcher):
 
     def _note(self, **facts: Any) -> None:
         self._now |= facts
-        write_json(self._path, self._now | {"since": round(self._clock(), 3)})
+        with suppress(OSError):  # a full disk shall not end the run over what is only told
+            write_json(self._path, self._now | {"since": round(self._clock(), 3)})
 
     def waiting(self, reason: str) -> None:
         """Note why nothing happens."""

@@ -10,8 +10,8 @@ from intramural.core.messages import Hello, Refusal, Welcome
 from intramural.server.post import Arrival, Post
 
 GREETING = "hello"
-RULES = frozenset({"refused", "awaits-approval", "budget-exhausted"})
-"""Reasons of a site that follows its own rules."""
+MENDABLE = frozenset({"refused", "awaits-approval", "budget-exhausted", "ledger", "journal"})
+"""Reasons of a site that follows its own rules, or whose disk is full: its people can mend them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,8 @@ class Directory:
         self._base = base
         self._greeted: set[int] = set()
         self._open: set[int] = set()
+        self._late: set[int] = set()
+        """Nodes whose greeting nobody waits for any more; a late answer still counts."""
         self._connected: set[int] = set()
         self._known: dict[str, int] = {}
         self.nodes: dict[str, int] = {}
@@ -78,9 +80,10 @@ class Directory:
             self._open |= set(new)
             for node in new:
                 self._again_at.pop(node, None)
-        for arrival in self._post.arrivals():  # also to greetings that nobody waits for any more
-            receive(arrival)
-            del arrival
+        if self._open or self._late:
+            for arrival in self._post.arrivals():
+                receive(arrival)
+                del arrival
         self._open &= connected  # a node that left will not answer
         self.nodes = {site: node for site, node in self._known.items() if node in connected}
         return not self._open
@@ -88,6 +91,7 @@ class Directory:
     def give_up(self) -> None:
         """Wait no longer for the greetings that are open; a late answer still counts."""
         self.refusals |= dict.fromkeys(self._open, _refusal("a node does not answer its greeting"))
+        self._late |= self._open
         self._open.clear()
 
     def answered(self, site: str) -> None:
@@ -95,12 +99,12 @@ class Directory:
         self._misses.pop(site, None)
 
     def refused(self, site: str, node: int, refusal: Refusal) -> None:
-        """Note that a site said no to a request by its own rules; it is greeted before the next.
+        """Note that a site said no for a reason that its people can mend; it is greeted anew.
 
-        Its hours may have ended, or an approval was withdrawn: rounds wait for it, and do not
-        use up their attempts on it.
+        Its hours may have ended, an approval was withdrawn, a disk is full: rounds wait for it,
+        and do not use up their attempts on it.
         """
-        if self._manners is None or refusal.reason not in RULES:
+        if self._manners is None or refusal.reason not in MENDABLE:
             return
         self._known.pop(site, None)
         self.nodes.pop(site, None)
@@ -121,6 +125,7 @@ class Directory:
         if arrival.tag[0] != GREETING:
             return False
         self._open.discard(arrival.node)
+        self._late.discard(arrival.node)
         problem = self._problem(arrival)
         if problem is not None:
             self.refusals[arrival.node] = problem

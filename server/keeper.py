@@ -42,7 +42,7 @@ class Keeper:
         for order in orders(self._home):
             try:
                 self._tend(order)
-            except RoundError as error:
+            except (RoundError, OSError) as error:  # a full disk, too, passes
                 log.warning("%s: %s", order.name, error)
                 self._due[order.name] = self._clock() + PAUSE_S
 

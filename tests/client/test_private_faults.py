@@ -58,7 +58,7 @@ def test_what_cannot_be_clipped_is_refused_by_name_unread_and_uncharged(
     seen = spied(of.site.ledger_file, monkeypatch)
     assert refused(ask(of), "unclippable").startswith(RELATIVE[kind])
     assert seen == []
-    assert kinds(of.site.ledger_file) == ["opened"]
+    assert not of.site.ledger_file.exists()  # not even begun
 
 
 def no_space(_: int) -> None:
@@ -99,3 +99,19 @@ def test_by_a_clock_that_runs_back_no_record_is_read(
     assert "behind the last entry" in refused(asked(of, purpose), "ledger")
     assert seen == []
     assert of.site.ledger_file.read_bytes() == before
+
+
+def test_a_full_disk_is_told_at_the_greeting_and_passes(
+    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = agent(tmp_path, bert)
+    assert isinstance(greeted(of), Welcome)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert "No space left on device; free space" in refused(greeted(of), "ledger")
+    assert isinstance(greeted(of), Welcome)
+    assert not list(of.site.ledger_file.parent.glob("*.probe"))

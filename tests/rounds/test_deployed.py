@@ -75,6 +75,7 @@ def test_a_deployed_run_ends_at_the_simulations_digest(net: Loopback, bert: Path
         assert prove(load_site(file), file.parent / "state" / "journal.jsonl")["ledger"] is None
 
 
+@pytest.mark.slow
 def test_what_is_killed_in_a_round_is_started_again_and_changes_no_bit(
     net: Loopback, bert: Path
 ) -> None:

@@ -154,6 +154,18 @@ def test_a_link_that_answers_nothing_is_tried_again_later(home: Path, flower: Pa
     assert calls(flower) == ["run", "run"]
 
 
+def test_a_disk_that_refuses_is_tried_again_later(home: Path, flower: Path) -> None:
+    order = placed(home)
+    (order.folder / "bundle").write_text("in the way")  # as a full disk: writing below it fails
+    keeper, clock = keeper_of(home, flower)
+    keeper.tend()
+    assert calls(flower) == []
+    (order.folder / "bundle").unlink()
+    clock.now_s += PAUSE_S
+    keeper.tend()
+    assert calls(flower) == ["run"]
+
+
 def test_a_run_that_is_over_or_stopped_is_not_submitted(home: Path, flower: Path) -> None:
     over, stopped = placed(home), placed(home)
     keeper, clock = keeper_of(home, flower)
