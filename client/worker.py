@@ -5,6 +5,7 @@ is no TCP: whoever may open the socket's folder, the site's own user, may ask.
 """
 
 import argparse
+import ctypes
 import logging
 import os
 import resource
@@ -44,6 +45,7 @@ log = logging.getLogger("intramural.client.worker")  # not __main__, as which it
 SOCKET_PATH_BYTES_MAX = 103 if sys.platform == "darwin" else 107
 """What fits into the system's `sockaddr_un`, without its closing zero."""
 OWNER_ONLY, SOCKET_MODE = 0o700, 0o600
+PR_SET_DUMPABLE = 4
 READ_S = 300.0
 """How long a letter may take to come in; what stops in the middle holds up the others."""
 GRACE_S = 10.0
@@ -271,7 +273,7 @@ def main(words: list[str] | None = None) -> int:
     told = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("intramural").setLevel(logging.INFO)  # of other libraries, no chatter
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold records
+    _forbid_dumps()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -281,6 +283,13 @@ def main(words: list[str] | None = None) -> int:
         print(f"intramural: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _forbid_dumps() -> None:
+    """Have no core dump of this process, in a file or into a pipe: it would hold records."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)  # the limit alone lets pipes through
 
 
 def run(site_file: Path, path: Path, *, stop: threading.Event) -> None:
