@@ -83,7 +83,7 @@ def test_the_journal_holds_what_left_by_digests_and_sizes(tmp_path: Path, bert: 
     assert answer.vector is not None
     (_, trained), (_, sent) = of.journal()[-2:]
     common = {"run": "tiny", "run_id": RUN, "round": 1, "manifest": of.config.digest}
-    assert trained == common | {"letter": question.digest}
+    assert trained == common | {"letter": question.digest, "private": False}
     assert sent == common | {
         "asked": "TrainRequest",
         "letter": question.digest,
