@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,22 +104,27 @@ class Journal:
         """Open or create the journal at `path`, dropping a torn last record.
 
         Raises:
-            JournalError: The journal on disk is broken; see `scan`.
+            JournalError: The journal on disk is broken, see `scan`; or the disk refuses.
         """
-        make_folder(path.parent)
-        found = scan(path)
         self.path = path
-        self.entries = list(found.entries)
         self._now = now
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (lives as long as the journal)
+        self._torn: int | None = None
+        """Where an append began that is not whole."""
         try:
-            self._file.truncate(found.sound_bytes)
-            if found.unended:
-                self._write(b"\n")
-            sync_folder(path.parent)
-        except BaseException:
-            self._file.close()
-            raise
+            make_folder(path.parent)
+            found = scan(path)
+            self.entries = list(found.entries)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (lives as long as this does)
+            try:
+                self._file.truncate(found.sound_bytes)
+                if found.unended:
+                    self._write(b"\n")
+                sync_folder(path.parent)
+            except BaseException:
+                self._file.close()
+                raise
+        except OSError as error:
+            raise _unwritable(path, error) from error
 
     @property
     def head(self) -> str:
@@ -139,16 +145,23 @@ class Journal:
             "previous": self.head,
         }
         entry = Entry(**fields, digest=digest_json(fields))
-        end = os.fstat(self._file.fileno()).st_size
         try:
+            self._take_back()
+            self._torn = os.fstat(self._file.fileno()).st_size
             self._write(canonical_json(entry.model_dump()) + b"\n")
         except OSError as error:
-            self._file.truncate(end)
-            raise JournalError(
-                f"{self.path}: cannot write: {error.strerror}; free space"
-            ) from error
+            with suppress(OSError):  # then the next append does it, before it writes
+                self._take_back()
+            raise _unwritable(self.path, error) from error
+        self._torn = None
         self.entries.append(entry)
         return entry
+
+    def _take_back(self) -> None:
+        """Cut off what a failed append left."""
+        if self._torn is not None:
+            self._file.truncate(self._torn)
+            self._torn = None
 
     def _write(self, line: bytes) -> None:
         view = memoryview(line)
@@ -159,3 +172,7 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _unwritable(path: Path, error: OSError) -> JournalError:
+    return JournalError(f"{path}: cannot write: {error.strerror}; free space")

@@ -18,6 +18,8 @@ class LedgerWatch:
         """Take up what the last committed round knew, and what the journal refused since."""
         last = history[-1] if history else {}
         self._heard: dict[str, dict[str, Any]] = dict(last.get("ledgers", {}))
+        self._noted: dict[str, tuple[int, int | None, str | None]] = {}
+        """Of each site the update noted last; a round tried again gets the very same once more."""
         for entry in entries:
             if entry.kind == "refused" and entry.body.get("reason") == ROLLED_BACK:
                 self._roll_back(entry.body["site"])
@@ -31,7 +33,8 @@ class LedgerWatch:
         """
         known = self._heard.get(update.site, {})
         grown = (update.ledger_entries or 0) > known.get("entries", 0)
-        if known.get("rolled_back") or update.ledger_head is None or not grown:
+        again = self._noted.get(update.site) == _mark(update)
+        if known.get("rolled_back") or update.ledger_head is None or not (grown or again):
             self._roll_back(update.site)
             return ROLLED_BACK
         return None
@@ -42,6 +45,7 @@ class LedgerWatch:
     def note(self, update: Update) -> None:
         """Remember a counted update's ledger."""
         if update.ledger_entries is not None:
+            self._noted[update.site] = _mark(update)
             self._heard[update.site] = {
                 "entries": update.ledger_entries,
                 "head": update.ledger_head,
@@ -52,3 +56,8 @@ class LedgerWatch:
     def record(self) -> dict[str, dict[str, Any]]:
         """Return what is known, by site, as a round's record holds it."""
         return dict(sorted(self._heard.items()))
+
+
+def _mark(update: Update) -> tuple[int, int | None, str | None]:
+    """Return what tells an update that is sent again: no charge was made in between."""
+    return update.round, update.ledger_entries, update.ledger_head

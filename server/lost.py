@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from intramural.server.post import AWAY, Arrival
 
+ABSENT = "absent"
+"""Problem of a site that had no node when it was to be asked."""
 FLOWER = "flower-"
 """What problems begin with that are Flower's word for a node or an app that failed."""
 
@@ -33,23 +35,31 @@ class Lost:
         self._waiting: dict[str, Arrival] = {}
         self._times: dict[str, int] = {}
         self._looked_s = float("-inf")
+        self._since_s = 0.0
 
     def clear(self) -> None:
         """Forget all: another phase begins."""
         self._waiting.clear()
         self._times.clear()
 
-    def took(self, arrival: Arrival) -> bool:
+    def took(self, arrival: Arrival, *, now_s: float) -> bool:
         """Keep an arrival that says its request was lost; False when it says something else."""
         problem = arrival.problem or ""
-        if self._again is None or not (problem.startswith(FLOWER) or problem == AWAY):
+        is_lost = problem.startswith(FLOWER) or problem in (AWAY, ABSENT)
+        if self._again is None or not is_lost:
             return False
         times = self._times.get(arrival.site, 0) + 1
         self._times[arrival.site] = times
         if times > self._again.times_max:
             return False
+        if not self._waiting:
+            self._since_s = now_s
         self._waiting[arrival.site] = arrival
         return True
+
+    def waited_s(self, now_s: float) -> float:
+        """Return for how long there have been lost requests."""
+        return now_s - self._since_s
 
     def due(self, now_s: float) -> bool:
         """Return whether it is time to look for sites that are back."""

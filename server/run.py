@@ -112,6 +112,7 @@ def _run_alone(
     journal = Journal(plan.folder / JOURNAL)
     try:
         check_charges(plan.federation, journal.entries, committed=start.round)
+        _make_up(journal, start)
         journal.append(
             "resumed" if start.round else "started",
             manifest=plan.federation.digest,
@@ -150,6 +151,13 @@ def _run_alone(
         return report
     finally:
         journal.close()
+
+
+def _make_up(journal: Journal, start: Checkpoint) -> None:
+    """Journal the last commit, if a crash came between its checkpoint and its entry."""
+    rounds = {entry.body["round"] for entry in journal.entries if entry.kind == "committed"}
+    if start.round and start.round not in rounds:
+        journal.append("committed", digest=digest_vector(start.vector), **start.history[-1])
 
 
 def run_id(entries: Sequence[Entry]) -> str:

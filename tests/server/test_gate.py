@@ -193,6 +193,7 @@ FORGED = {
     "of no node": pushed(reply(), node=0),
     "nothing": pushed(trees=0),
     "two": pushed(reply(), reply(src_node_id=OTHER), trees=2),
+    "two with one tree": pushed(reply(), reply(src_node_id=OTHER)),
     "no tree": pushed(reply(), trees=0),
     "no protobuf": b"\xff\xff\xff",
     "too long": pushed(reply(reply_to_message_id="m" * 1_100_000)),

@@ -12,6 +12,7 @@ from intramural.core.errors import RoundError
 from intramural.core.layout import Vector
 from intramural.core.messages import (
     EvaluateRequest,
+    Hello,
     Refusal,
     Reply,
     Request,
