@@ -4,7 +4,6 @@ A message is one `ConfigRecord` "intramural" (the letter's header and, when seal
 most one `ArrayRecord` "vector" with one array "flat" of raw little-endian float32.
 """
 
-
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from intramural.core.errors import WireError
@@ -93,8 +92,6 @@ def decode_reply(
 ) -> Reply:
     """Read what a site sent; see `to_letter` and `read_reply` for arguments and errors."""
     return read_reply(to_letter(records), layout=layout, answers=answers)
-
-
 
 
 def payload_bytes(records: RecordDict) -> int:
