@@ -33,6 +33,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "MultiKrum": {"num_malicious_nodes": 1, "num_nodes_to_select": 3},
     "Bulyan": {"num_malicious_nodes": 1},
 }
+NAMES = [pytest.param(n, marks=pytest.mark.slow if n == "Bulyan" else ()) for n in OPTIONS]
+"""Each strategy; Bulyan takes a quarter of a minute a test."""
 SITES = "abcdefgh"
 
 
@@ -105,7 +107,7 @@ def through_us(name: str, updates: list[list[Update]], *, restart: bool = False)
     return current
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_three_rounds_equal_the_stock_strategy(name: str) -> None:
     kind: Callable[..., Strategy] = getattr(flower, name)
     strategy = kind(min_train_nodes=1, min_available_nodes=1, **OPTIONS[name])
@@ -115,7 +117,7 @@ def test_three_rounds_equal_the_stock_strategy(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_restart_after_any_round_changes_no_bit(name: str) -> None:
     whole = through_us(name, rounds())
     assert through_us(name, rounds(), restart=True).tobytes() == whole.tobytes()
@@ -134,7 +136,7 @@ def test_forgetting_the_state_would_change_the_result(name: str) -> None:
     assert again.tobytes() == lost.tobytes()
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_order_of_updates_changes_no_bit(name: str) -> None:
     shuffled = [list(reversed(ones)) for ones in rounds()]
     assert through_us(name, shuffled).tobytes() == through_us(name, rounds()).tobytes()
