@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from intramural.core.children import QUIET
 from intramural.core.files import write_atomic
-from intramural.server.flwr_cli import CONNECTION, QUIET, call_flwr
+from intramural.server.flwr_cli import CONNECTION, call_flwr
 from intramural.server.folder import CoordinatorFolder
 from intramural.simulations.loopback import await_true, free_ports
 

@@ -1,6 +1,5 @@
 """`client up`: a site's processes, kept going until it is told to stop."""
 
-import contextlib
 import os
 import socket
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 from intramural.client.enrol import check_site
 from intramural.client.thin import is_serving
 from intramural.client.worker import address_of, socket_file, state_folder
-from intramural.core.children import Child, Children
+from intramural.core.children import QUIET, Child, Children, listens
 from intramural.core.errors import ConfigError
 from intramural.core.files import Held, exclusive
 from intramural.core.journal import utc_now
@@ -21,15 +20,11 @@ LOCK, STATUS, LOGS, FLOWER = "up.lock", "children.json", "logs", "flower"
 LOOK_S = 0.25
 WORKER_READY_S = 180.0
 LOOPBACK = "127.0.0.1"
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+ENVIRONMENT = {
+    **QUIET,
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
-    "NO_PROXY": "127.0.0.1,localhost",
-    "no_proxy": "127.0.0.1,localhost",
 }
 """Nobody is called but the coordinator; and Flower's executor looks for work twenty times a second,
 where its default is once."""
@@ -76,7 +71,7 @@ def _children(site_file: Path) -> list[Child]:
         Child(
             name="worker",
             command=[sys.executable, "-m", "intramural.client.worker", "--site", file],
-            env=QUIET,
+            env=ENVIRONMENT,
             ready=lambda: is_serving(address),
             ready_s=WORKER_READY_S,
         ),
@@ -86,13 +81,13 @@ def _children(site_file: Path) -> list[Child]:
                 *(sys.executable, "-m", "intramural.client.gate"),
                 *("--site", file, "--port", str(gate)),
             ],
-            env=QUIET,
-            ready=lambda: _listens(gate),
+            env=ENVIRONMENT,
+            ready=lambda: listens(LOOPBACK, gate),
         ),
         Child(
             name="supernode",
             command=node,
-            env=QUIET | {"PATH": search, "FLWR_HOME": str(home.resolve())},
+            env=ENVIRONMENT | {"PATH": search, "FLWR_HOME": str(home.resolve())},
         ),
     ]
 
@@ -102,9 +97,3 @@ def _free_port() -> int:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=1.0):
-        return True
-    return False

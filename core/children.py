@@ -5,6 +5,7 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +25,15 @@ PAUSES_S = (0.5, 1.0, 2.0, 5.0, 15.0)
 STEADY_S = 60.0
 """A child that lived so long begins its pauses anew."""
 STOP_S = 15.0
+LOOK_S = 1.0
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+}
+"""For Flower's processes: no telemetry, no update check, no package index, no proxy on loopback."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -171,6 +181,15 @@ class Children:
             self._told = rows
             with contextlib.suppress(OSError):  # a full disk shall not end what still runs
                 write_json(self._status, {"pid": os.getpid(), "children": rows})
+
+
+def listens(host: str, port: int) -> bool:
+    """Return whether somebody takes connections there now."""
+    try:
+        with socket.create_connection((host, port), timeout=LOOK_S):
+            return True
+    except OSError:
+        return False
 
 
 def _die_with_parent() -> None:

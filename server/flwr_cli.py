@@ -9,20 +9,12 @@ from typing import Any
 
 import tomli_w
 
+from intramural.core.children import QUIET
 from intramural.core.errors import RoundError
 from intramural.core.files import write_atomic
 
 CONNECTION = "intramural"
 CALL_S = 60.0
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "NO_PROXY": "127.0.0.1,localhost",
-    "no_proxy": "127.0.0.1,localhost",
-}
-"""Nobody is called: no telemetry, no update check, no package index, no proxy on loopback."""
 
 
 def flower_home(home: Path, *, address: str) -> dict[str, str]:
@@ -37,7 +29,7 @@ def flower_home(home: Path, *, address: str) -> dict[str, str]:
     write_atomic(home / "config.toml", tomli_w.dumps(table).encode())
     binaries = str(Path(sys.executable).parent)  # Flower's processes start each other by name
     path = os.pathsep.join([binaries, os.environ.get("PATH", "")])
-    return {**QUIET, "FLWR_HOME": str(home.resolve()), "PATH": path}
+    return {**QUIET, "RAY_USAGE_STATS_ENABLED": "0", "FLWR_HOME": str(home.resolve()), "PATH": path}
 
 
 def call_flwr(env: dict[str, str], *words: str) -> dict[str, Any]:

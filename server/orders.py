@@ -14,6 +14,7 @@ from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import Held, exclusive, make_folder, write_atomic, write_json
 from intramural.server.folder import CoordinatorFolder
+from intramural.server.run import LOCK
 from intramural.trust.envelope import MANIFEST_TYPE, sign
 from intramural.trust.keys import read_signing_key
 
@@ -25,7 +26,6 @@ RUNS, ORDER, OUTCOME, NOW, MANIFEST, FEDERATION = (
     "manifest.json",
     "federation.toml",
 )
-LOCK = "run.lock"
 
 Standing = Literal["wanted", "stopped", "finished", "failed"]
 

@@ -201,7 +201,7 @@ def plan_from_config(run_config: dict[str, Any]) -> RunPlan:
         ConfigError: A key is missing, or the manifest is wrong.
     """
     try:
-        table = _manifest(str(run_config["manifest"]))
+        table = manifest_table(str(run_config["manifest"]))
         folder = Path(str(run_config["out"]))
     except (KeyError, ValueError) as error:
         raise ConfigError(
@@ -218,7 +218,7 @@ def plan_from_config(run_config: dict[str, Any]) -> RunPlan:
     )
 
 
-def _manifest(text: str) -> Any:
+def manifest_table(text: str) -> Any:
     """Return a manifest, taken out of its envelope where it has one; its readers verify that."""
     table = json.loads(text)
     if isinstance(table, dict) and "payload" in table:

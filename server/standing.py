@@ -10,7 +10,7 @@ from intramural.core.federation import FederationConfig
 from intramural.core.journal import GENESIS, scan
 from intramural.server.checkpoint import load_checkpoint
 from intramural.server.orders import MANIFEST, NOW, Order, orders
-from intramural.server.run import CHECKPOINTS, JOURNAL
+from intramural.server.run import CHECKPOINTS, JOURNAL, manifest_table
 from intramural.server.up import STATUS, is_up
 from intramural.trust.envelope import MANIFEST_TYPE, open_envelope
 
@@ -53,10 +53,7 @@ def run_standing(order: Order) -> dict[str, Any]:
 
 def federation_of(order: Order) -> FederationConfig:
     """Return the federation that a run's signed manifest holds; its readers verify that."""
-    import base64
-
-    envelope = json.loads(order.envelope)
-    return FederationConfig.model_validate(json.loads(base64.b64decode(envelope["payload"])))
+    return FederationConfig.model_validate(manifest_table(order.envelope))
 
 
 def verify_run(order: Order, *, key: bytes) -> dict[str, Any]:

@@ -1,16 +1,13 @@
 """`server up`: the coordinator's processes and runs, kept going until it is told to stop."""
 
-import contextlib
 import logging
-import socket
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import httpx
 
-from intramural.core.children import Child, Children
+from intramural.core.children import Child, Children, listens
 from intramural.core.errors import ConfigError
 from intramural.core.files import Held, exclusive
 from intramural.server.flwr_cli import flower_home
@@ -78,6 +75,7 @@ def _keep(home: Path, settings: Coordinator, stop: threading.Event) -> None:
 
 def _children(home: Path, settings: Coordinator, env: dict[str, str]) -> list[Child]:
     port = settings.superlink_port
+    dialled = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.listen, settings.listen)
     superlink = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
     superlink += ["--database", str(home / FLOWER / "state.db"), "--isolation", "subprocess"]
     superlink += ["--disable-runtime-dependency-installation"]
@@ -93,7 +91,7 @@ def _children(home: Path, settings: Coordinator, env: dict[str, str]) -> list[Ch
         Child(
             name="gate",
             command=gate,
-            ready=lambda: _listens(settings.listen, settings.port),
+            ready=lambda: listens(dialled, settings.port),
         ),
     ]
 
@@ -103,10 +101,3 @@ def _is_healthy(url: str) -> bool:
         return httpx.get(url, timeout=1.0, trust_env=False).is_success
     except httpx.HTTPError:
         return False
-
-
-def _listens(address: str, port: int) -> bool:
-    here: Any = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    with contextlib.suppress(OSError), socket.create_connection((here, port), timeout=1.0):
-        return True
-    return False

@@ -18,7 +18,8 @@ from typing import Any
 import tomli_w
 
 from intramural.core.bundle import CLIENT_APP
-from intramural.server.flwr_cli import CONNECTION, QUIET, call_flwr, flower_home
+from intramural.core.children import QUIET
+from intramural.server.flwr_cli import CONNECTION, call_flwr, flower_home
 from intramural.simulations.loopback import free_ports
 
 MARKER = "the-bundles-code-ran-here"

@@ -209,7 +209,7 @@ print(json.dumps([replies, calls]))
 
 def test_a_site_at_work_calls_nobody(tmp_path: Path) -> None:
     """Greeted, approved and trained under privacy, in the environment that `client up` sets."""
-    from intramural.client.up import QUIET
+    from intramural.client.up import ENVIRONMENT
 
     done = subprocess.run(
         [sys.executable, "-c", WORK, str(tmp_path)],
@@ -217,7 +217,7 @@ def test_a_site_at_work_calls_nobody(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, **QUIET, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     replies, calls = json.loads(done.stdout.splitlines()[-1])
