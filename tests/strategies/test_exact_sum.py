@@ -14,6 +14,7 @@ from intramural.core.errors import AggregationError
 from intramural.core.layout import Vector
 from intramural.strategies import exact_sum
 from intramural.strategies.exact_sum import ExactSum, largest
+from intramural.strategies.exact_sum import _peak_bound as peak_bound
 
 BITS = 24
 Terms = list[tuple[Vector, float]]
@@ -169,6 +170,18 @@ def test_largest_is_numpys(vector: Vector) -> None:
     expected = float(np.max(np.abs(vector))) if vector.size else 0.0
     got = largest(vector)
     assert got == expected or (np.isnan(got) and np.isnan(expected))
+
+
+@given(arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32)))
+def test_the_quick_bound_is_never_below_the_largest(vector: Vector) -> None:
+    bound = peak_bound(vector)
+    if np.isfinite(vector).all():
+        # 40 equal values have a norm of sqrt(40) < 6.4 times the largest; squares may overflow.
+        peak = float(np.max(np.abs(vector)))
+        assert peak <= bound <= 6.4 * peak + 1e-17 or peak > 1e18
+        assert bound >= peak
+    else:
+        assert not np.isfinite(bound)
 
 
 @pytest.mark.usefixtures("small_chunks")
