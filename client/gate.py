@@ -26,6 +26,7 @@ from intramural.trust.alerts import Alerts, Clock
 from intramural.trust.connection import Source
 from intramural.trust.counters import Counters
 from intramural.trust.denial import Denied
+from intramural.trust.endings import Endings
 from intramural.trust.gate import Chore, Gate, run_gate, status_text, tell_on_stdout
 from intramural.trust.keys import PASSPHRASE
 from intramural.trust.kit import read_kit
@@ -156,13 +157,18 @@ def build_gate(
         ),
         keep_s=KEEP_S,
     )
-    counters = Counters(now=now)
+    own = {
+        "site's certificate": settings.certificate,
+        "authority's certificate": settings.authority,
+    }
+    counters, endings = Counters(now=now), Endings(own, alerts=alerts)
 
     def status() -> bytes:
         return status_text(
             pid=os.getpid(),
             coordinator=upstream.as_json(),
             node=counters.snapshot().get(NODE),
+            certificates=endings.look(),  # before the alerts, to which it may add
             alerts=list(alerts.recent),
         )
 

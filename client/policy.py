@@ -160,6 +160,25 @@ def _exchange(case: _Case) -> Violation | None:
     )
 
 
+def _trained_modules(case: _Case) -> Violation | None:
+    """Hold each module that is named against the list; one within a listed one is on it as well.
+
+    Without it an "adapter" could carry the whole encoder.
+    """
+    exchange, allowed = case.federation.exchange, case.policy.trained_modules
+    named = () if exchange.kind == "full" else exchange.trained_modules or ()
+    others = [end for end in named if not any(f".{one}." in f".{end}." for one in allowed)]
+    if not others:
+        return None
+    return Violation(
+        key="policy.trained_modules",
+        allowed=f"{list(allowed)} to be trained whole",
+        asked=f"exchange.trained_modules with {others}",
+        remedy="leave them out in federation.toml, or add them to policy.trained_modules in "
+        "site.toml",
+    )
+
+
 def _models(case: _Case) -> Violation | None:
     """Hold what the site has, and what the federation names, against the list; both must be on it.
 
@@ -298,6 +317,7 @@ def _hours(case: _Case) -> Violation | None:
 _LIMITS: tuple[Callable[[_Case], Violation | None], ...] = (
     _require_privacy,
     _exchange,
+    _trained_modules,
     _tasks,
     _models,
     _noise,

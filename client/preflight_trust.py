@@ -10,12 +10,11 @@ from intramural.client.enrol import SiteFolder, examine_kit
 from intramural.client.preflight import Check, Preflight, State, failed
 from intramural.core.errors import TrustError
 from intramural.trust.certificates import read_certificate
+from intramural.trust.endings import DAYS_WARN
 from intramural.trust.keys import read_signing_key, read_tls_key
 from intramural.trust.kit import Kit, read_kit
 from intramural.trust.tls import client_context
 
-DAYS_WARN = 30
-"""Days before a certificate's end at which people are told."""
 CLOCK_WARN, CLOCK_FAIL = timedelta(minutes=1), timedelta(minutes=5)
 DIAL_S = 5.0
 

@@ -6,14 +6,14 @@ gets the same bytes again: nothing is trained twice and no ledger is charged twi
 
 import hashlib
 import json
-import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from intramural.core.canonical import canonical_json, digest_bytes, digest_json
 from intramural.core.errors import JournalError
-from intramural.core.files import sync_folder
+from intramural.core.files import write_atomic
 from intramural.core.letter import Letter
 from intramural.trust.keys import private_folder
 
@@ -21,6 +21,8 @@ ROUNDS_KEPT, RUNS_KEPT = 2, 4
 """Of each run its last rounds; of all runs the last ones. A vector may take gigabytes."""
 SUFFIX = ".letter"
 LINE_BYTES_MAX = 1 << 24
+SLACK_BYTES = 1 << 24
+"""Free beside a vector: an answer's header and seal, and lines of journal and ledger."""
 PRIVATE_FILE = 0o600
 
 
@@ -110,6 +112,21 @@ class ReplyStore:
             return Slot.of_file(path.name), answer
         return None
 
+    def check_room(self, vector_bytes: int) -> None:
+        """Do nothing if the disk has room for one more answer with a vector of that size.
+
+        Asked before anything is charged for the answer. A quota is not seen here, but by `keep`.
+
+        Raises:
+            JournalError: It has not.
+        """
+        needed = vector_bytes + SLACK_BYTES
+        if shutil.disk_usage(self._folder).free < needed:
+            raise JournalError(
+                f"{self._folder}: no room to store an answer, which takes up to "
+                f"{-(-needed >> 20)} MiB; free space"
+            )
+
     def keep(self, slot: Slot, answer: Letter) -> None:
         """Store an answer, then drop those that nobody will ask for again.
 
@@ -143,20 +160,7 @@ def _write(path: Path, letter: Letter) -> None:
     """Write a letter under its digest, atomically; the vector is not copied."""
     fields = {"header": letter.header, "seal": letter.seal, "vector": letter.vector is not None}
     parts = (canonical_json(fields) + b"\n", letter.vector or b"")
-    beside = path.with_name(f".{path.name}.partial")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    try:
-        with open(os.open(beside, flags, PRIVATE_FILE), "wb") as file:
-            file.write(_digest(parts).encode() + b"\n")
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    write_atomic(path, _digest(parts).encode() + b"\n", *parts, mode=PRIVATE_FILE)
 
 
 def _read(path: Path) -> Letter | None:

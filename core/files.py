@@ -75,23 +75,38 @@ def probe_disk(folder: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`: write beside it, fsync, rename, fsync the folder."""
+def write_atomic(path: Path, *parts: bytes, mode: int = 0o666, sync: bool = True) -> None:
+    """Replace `path` by the parts in a row: write beside it, fsync, rename, fsync the folder.
+
+    Args:
+        path: The file; its folder is made.
+        parts: What it holds; not copied.
+        mode: Its permissions, less the process's umask.
+        sync: False leaves it to the system when the disk has it: a process that is killed loses
+            nothing, a power cut may.
+
+    Raises:
+        OSError: The disk refuses; the old content is untouched.
+    """
     make_folder(path.parent)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:
-        with open(beside, "wb") as file:
-            file.write(content)
+        with open(os.open(beside, flags, mode), "wb") as file:
+            for part in parts:
+                file.write(part)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; a NaN is refused."""
+def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
+    """Write `value` as indented JSON, as `write_atomic` does; a NaN is refused."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, (text + "\n").encode())
+    write_atomic(path, (text + "\n").encode(), sync=sync)

@@ -83,6 +83,9 @@ class SitePolicy(Section):
     """sha256:... of each base model the site trains; empty: any"""
     exchange: tuple[Literal["lora", "full", "head"], ...] = ("lora", "head")
     """exchange kinds the site lets out"""
+    trained_modules: tuple[Text, ...] = ("classifier", "pooler", "pre_classifier", "score")
+    """lora, head: modules that exchange.trained_modules may have trained whole, and what is in
+    them; by default what stands behind the encoder"""
     cohort_min: Count = 1
     """fewest sites.min; a round may still close with sites.quorum of them"""
     retries_max: Annotated[int, Field(ge=0, strict=True)] = 3
@@ -158,3 +161,8 @@ def load_site(path: Path) -> SiteConfig:
         for name, place in config.model.items()
     }
     return config.model_copy(update={"data": data, "model": model})
+
+
+def simulated_name(number: int, sites: int) -> str:
+    """Return the name of a simulated site, counted from 0: names sort as numbers do."""
+    return f"site-{number + 1:0{len(str(sites))}}"

@@ -27,6 +27,9 @@ KEYS_PER_SITE_MAX = 4
 """Of a site's earlier keys, how many are remembered, to tell an old node from a stranger."""
 GOODBYES = frozenset({DEACTIVATE, UNREGISTER})
 """What a node that was replaced may still say."""
+LAST_WORDS_S = 10.0
+"""How long after a node's goodbye a request of it may come: a site's gate holds a pull that finds
+nothing, asks again for seconds, and does not see that the node has gone."""
 KEY_BYTES_MAX = 1024
 
 
@@ -44,7 +47,8 @@ class Bindings:
         A key that SuperLink registered for one site is never taken from another, across
         restarts of the gate as far as the table was written. A site has one key in use: a
         second node that registers while the first was heard from in the last `SILENCE_S` is denied,
-        and the first is denied once it was replaced; both are told to the operator.
+        and the first is denied once it was replaced; both are told to the operator. A node that
+        said goodbye is denied as well, and told of once it should long have been silent.
         A key is bound only after SuperLink has accepted its registration, which proves that the
         site holds it; so no site can claim a key that it merely saw.
     """
@@ -65,6 +69,8 @@ class Bindings:
         self._site_of: dict[str, str] = {}
         self._in_use: dict[str, str] = {}
         self._heard: dict[str, float] = {}
+        self._left: dict[str, float] = {}
+        """When each key's node said goodbye."""
         for site, keys in _read(path).items():
             self._keys[site] = list(keys)
             self._site_of |= dict.fromkeys(keys, site)
@@ -97,7 +103,9 @@ class Bindings:
             raise Denied("unknown-key")
         elif key != in_use:
             if verb not in GOODBYES:
-                self._alerts.tell("replaced-node-speaks", site)
+                left_s = self._clock() - self._left.get(key, -LAST_WORDS_S)
+                if left_s >= LAST_WORDS_S:
+                    self._alerts.tell("replaced-node-speaks", site)
                 raise Denied("superseded-key")
         else:
             self._heard[site] = self._clock()
@@ -111,6 +119,7 @@ class Bindings:
             keys = [k for k in self._keys.get(site, []) if k != key] + [key]
             for old in keys[:-KEYS_PER_SITE_MAX]:
                 del self._site_of[old]
+                self._left.pop(old, None)
             self._keys[site] = keys[-KEYS_PER_SITE_MAX:]
             self._site_of[key] = site
             self._in_use[site] = key
@@ -118,6 +127,7 @@ class Bindings:
         elif self._in_use.get(site) == key:
             self._heard[site] = self._clock()
             if verb == UNREGISTER:
+                self._left[key] = self._clock()
                 del self._in_use[site]  # it said goodbye: its successor need not wait
 
     def content(self) -> bytes:

@@ -19,9 +19,11 @@ from intramural.server.folder import CoordinatorFolder
 from intramural.server.roster_watch import RosterWatch
 from intramural.server.settings import load_coordinator
 from intramural.trust.alerts import Alerts, Clock
+from intramural.trust.certificates import holder_of
 from intramural.trust.connection import Source
 from intramural.trust.counters import Counters
 from intramural.trust.denial import Denied
+from intramural.trust.endings import Endings
 from intramural.trust.gate import Chore, Gate, run_gate, status_text, tell_on_stdout
 from intramural.trust.keys import PASSPHRASE
 from intramural.trust.limits import GateLimits
@@ -62,21 +64,39 @@ class GateSettings:
     limits: GateLimits = field(default_factory=GateLimits)
     """What it takes."""
 
+    @property
+    def own(self) -> dict[str, Path]:
+        """The federation's certificates on this side, by what to call them."""
+        return {
+            "coordinator's certificate": self.certificate,
+            "authority's certificate": self.authority,
+        }
+
 
 class SiteGatekeeper:
     """Names peers by their certificates, and holds each to its own Flower node.
 
     Guarantees:
         A request passes only while its certificate is on the roster, and under a node key that is
-        this site's (`Bindings`). SuperLink checks that the request is signed by that key and
-        names the key's node; it does not check who a pushed message claims to come from, or
-        that it is a reply at all: with flwr 1.41 a node could hand orders to another node in
-        SuperLink's name (tried, and delivered). So that is looked at here.
+        this site's (`Bindings`). One that the authority issued and the roster does not list,
+        revoked or replaced, is told of by the name in it. SuperLink checks that the request is
+        signed by that key and names the key's node; it does not check who a pushed message claims
+        to come from, or that it is a reply at all: with flwr 1.41 a node could hand orders to
+        another node in SuperLink's name (tried, and delivered). So that is looked at here.
     """
 
-    def __init__(self, *, site_of: SiteOf, bindings: Bindings, limits: GateLimits) -> None:
-        """Take the roster's question and the table of node keys."""
+    def __init__(
+        self,
+        *,
+        site_of: SiteOf,
+        bindings: Bindings,
+        limits: GateLimits,
+        alerts: Alerts,
+        endings: Endings,
+    ) -> None:
+        """Take the roster's question, the table of node keys, and whom to tell."""
         self._site_of, self._bindings = site_of, bindings
+        self._alerts, self._endings = alerts, endings
         replies = Inspection(  # a reply's arrays are not in it: they follow as objects
             bytes_max=limits.small_bytes_max, look=own_reply, too_long=lambda _: Denied("message")
         )
@@ -85,9 +105,14 @@ class SiteGatekeeper:
 
     def identify(self, source: Source) -> str:
         """Return the site of the connection's certificate."""
-        site = source.certificate and self._site_of(digest_bytes(source.certificate))
-        if not site:
+        certificate = source.certificate
+        if certificate is None:
             raise Denied("unknown-certificate")
+        site = self._site_of(digest_bytes(certificate))
+        if site is None:
+            self._alerts.tell("revoked-certificate", holder_of(certificate))
+            raise Denied("unknown-certificate")
+        self._endings.watch(site, certificate)
         return site
 
     def admit(self, call: Call) -> None:
@@ -151,20 +176,28 @@ def build_gate(
     )
     table = settings.state / "bindings.json"
     bindings = Bindings(table, alerts=alerts, clock=clock)
-    counters = Counters(now=now)
+    counters, endings = Counters(now=now), Endings(settings.own, alerts=alerts)
+    gatekeeper = SiteGatekeeper(
+        site_of=site_of,
+        bindings=bindings,
+        limits=settings.limits,
+        alerts=alerts,
+        endings=endings,
+    )
 
     def status() -> bytes:
         return status_text(
             pid=os.getpid(),
             superlink=upstream.as_json(),
             sites=counters.snapshot(),
+            certificates=endings.look(),  # before the alerts, to which it may add
             alerts=list(alerts.recent),
         )
 
     return Gate(
         proxy=Proxy(
             upstream=upstream,
-            gatekeeper=SiteGatekeeper(site_of=site_of, bindings=bindings, limits=settings.limits),
+            gatekeeper=gatekeeper,
             limits=settings.limits,
             counters=counters,
             clock=clock,

@@ -28,6 +28,8 @@ from intramural.trust.asking import ASK_PASSPHRASE, JSON, ask_passphrase
 from intramural.trust.keys import read_public
 
 DIR = typer.Option("--dir", help="The coordinator's folder, as `server init` made it.")
+ALERTS_SHOWN = 5
+"""Of the gate's last alerts; `--json` has more."""
 NAME = typer.Argument(metavar="RUN", help="The run's name; `intramural server runs` lists them.")
 
 
@@ -115,7 +117,7 @@ def _pair(text: str) -> tuple[str, str]:
 def status_command(
     folder: Annotated[Path, DIR] = Path(), as_json: Annotated[bool, JSON] = False
 ) -> None:
-    """Show what is up: processes, connected sites, and what each run does or waits for.
+    """Show what is up: processes, the gate's last alerts, what each run does or waits for.
 
     Example: intramural server status --dir coordinator
     """
@@ -130,6 +132,14 @@ def status_command(
         console.print(
             f"  {process['name']}: {state}, pid {process['pid']}, died {process['deaths']} times",
             highlight=False,
+        )
+    for alert in (found["gate"] or {}).get("alerts", [])[-ALERTS_SHOWN:]:
+        facts = {k: v for k, v in alert.items() if k not in ("time", "alert", "peer", "times")}
+        told = " ".join(f"{key}={value}" for key, value in facts.items())
+        console.print(
+            f"  {alert['time'][:19]} {alert['alert']} {alert['peer']} {told}".rstrip(),
+            highlight=False,
+            markup=False,
         )
     console.print(_table(found["runs"]))
 
@@ -222,9 +232,11 @@ def verify_command(
         typer.echo(json.dumps({"runs": rows}))
         return
     for row in rows:
+        again = f"again after a harmed checkpoint: {row['repeated']}" if row["repeated"] else ""
         typer.echo(
             f"{row['run']}: {row['entries']} entries, whole; {row['rounds']} rounds committed, "
-            f"each once; manifest signed; checkpoint {row['checkpoint']}; head {row['head']}"
+            f"{again or 'each once'}; manifest signed; checkpoint {row['checkpoint']}; "
+            f"head {row['head']}"
         )
 
 

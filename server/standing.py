@@ -9,6 +9,7 @@ from intramural.core.errors import ConfigError, TrustError
 from intramural.core.federation import FederationConfig
 from intramural.core.journal import GENESIS, scan
 from intramural.server.checkpoint import load_checkpoint
+from intramural.server.commits import commits_of
 from intramural.server.orders import MANIFEST, NOW, Order, orders
 from intramural.server.run import CHECKPOINTS, JOURNAL, manifest_table
 from intramural.server.up import STATUS, is_up
@@ -37,7 +38,7 @@ def coordinator_standing(home: Path) -> dict[str, Any]:
 
 def run_standing(order: Order) -> dict[str, Any]:
     """Return how a run stands: what is durable, what happens now, how it ended."""
-    committed = [e for e in scan(order.folder / JOURNAL).entries if e.kind == "committed"]
+    committed = commits_of(scan(order.folder / JOURNAL).entries).standing
     last = committed[-1].body if committed else None
     return {
         "name": order.name,
@@ -60,8 +61,9 @@ def verify_run(order: Order, *, key: bytes) -> dict[str, Any]:
     """Prove what a run's folder says of itself.
 
     Checks the journal's chain, the manifest's signature, that the journal is of this manifest,
-    that rounds are committed in order without gaps, each once, and that the newest checkpoint is
-    whole and of the round and arrays that the journal committed last.
+    that rounds are committed in order without gaps, each once unless the run fell back to an older
+    checkpoint between, and that the newest checkpoint is whole and of the round that the journal
+    committed last.
 
     Raises:
         JournalError, TrustError, CheckpointError, ConfigError: The first thing that does not hold.
@@ -73,23 +75,24 @@ def verify_run(order: Order, *, key: bytes) -> dict[str, Any]:
     manifests = {e.body["manifest"] for e in entries if "manifest" in e.body}
     if manifests - {digest_bytes(payload)}:
         raise TrustError(f"{order.folder}: the journal is of another manifest; restore the folder")
-    committed = [e.body for e in entries if e.kind == "committed"]
-    rounds = [body["round"] for body in committed]
-    if rounds != list(range(1, len(rounds) + 1)):
-        raise ConfigError(f"{order.folder}: rounds committed are {rounds}, with gaps or doubles")
-    for body in committed:
+    commits = commits_of(entries)
+    if commits.problem is not None:
+        raise ConfigError(f"{order.folder}: rounds with gaps or doubles: {commits.problem}")
+    for body in (entry.body for entry in entries if entry.kind == "committed"):
         if len(set(body["sites"])) != len(body["sites"]):
             raise ConfigError(f"{order.folder}: round {body['round']} counts a site twice")
+    rounds = len(commits.standing)
     checkpoint, passed_over = load_checkpoint(order.folder / CHECKPOINTS)
-    if checkpoint is not None and checkpoint.round not in (len(rounds), len(rounds) + 1):
+    if checkpoint is not None and checkpoint.round not in (rounds, rounds + 1):
         raise ConfigError(
-            f"{order.folder}: checkpoint of round {checkpoint.round}, journal of {len(rounds)}"
+            f"{order.folder}: checkpoint of round {checkpoint.round}, journal of {rounds}"
         )
     return {
         "run": order.name,
         "entries": len(entries),
         "head": entries[-1].digest if entries else GENESIS,
-        "rounds": len(rounds),
+        "rounds": rounds,
+        "repeated": list(commits.repeated),
         "manifest": digest_bytes(payload),
         "checkpoint": checkpoint.round if checkpoint else None,
         "passed_over": passed_over,

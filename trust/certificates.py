@@ -267,6 +267,16 @@ def certificate_digest(certificate: str | bytes | x509.Certificate) -> str:
     return digest_bytes(certificate)
 
 
+def ends_of(certificate: bytes) -> datetime:
+    """Return when a certificate ends, given as DER bytes that TLS has verified."""
+    return x509.load_der_x509_certificate(certificate).not_valid_after_utc
+
+
+def holder_of(certificate: bytes) -> str:
+    """Return the common name in a certificate, given as DER bytes that TLS has verified."""
+    return common_name_of(x509.load_der_x509_certificate(certificate).subject)
+
+
 def site_of(certificate: x509.Certificate) -> str:
     """Return the site that a certificate names.
 

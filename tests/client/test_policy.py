@@ -68,6 +68,28 @@ CASES: list[tuple[str, SitePolicy, FederationConfig, FederationConfig, str]] = [
         "policy.exchange allows ['lora', 'head'], the federation asks for exchange.kind = 'full'",
     ),
     (
+        "trained_modules",
+        bare(exchange=["lora"]),
+        made(exchange={"trained_modules": ["classifier", "bert.pooler", "pooler.dense"]}),
+        made(exchange={"trained_modules": ["classifier", "encoder"]}),
+        "policy.trained_modules allows ['classifier', 'pooler', 'pre_classifier', 'score'] to be "
+        "trained whole, the federation asks for exchange.trained_modules with ['encoder']",
+    ),
+    (
+        "trained_modules",
+        bare(trained_modules=["layer.11", "score"]),
+        made(exchange={"kind": "head", "trained_modules": ["encoder.layer.11.output"]}),
+        made(exchange={"kind": "head", "trained_modules": ["layer.1", "xscore", "layer"]}),
+        "exchange.trained_modules with ['layer.1', 'xscore', 'layer']",
+    ),
+    (
+        "trained_modules",
+        bare(trained_modules=[], exchange=["lora", "full"]),
+        made(exchange={"kind": "full", "trained_modules": ["encoder"]}),  # policy.exchange's affair
+        made(exchange={"trained_modules": ["classifier"]}),
+        "policy.trained_modules allows [] to be trained whole",
+    ),
+    (
         "tasks",
         bare(tasks=["classification"]),
         made(),

@@ -22,6 +22,17 @@ def test_a_write_replaces_the_content_and_makes_the_folder(tmp_path: Path) -> No
     assert os.listdir(path.parent) == ["state"]
 
 
+def test_parts_are_written_in_a_row_and_under_the_mode_asked_for(tmp_path: Path) -> None:
+    path, before = tmp_path / "state", os.umask(0o022)
+    try:
+        write_atomic(path, b"one", b"", b"two", mode=0o600)
+        assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"onetwo", 0o600)
+        write_atomic(path)
+        assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"", 0o644)
+    finally:
+        os.umask(before)
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_failing_write_leaves_the_old_content_and_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str

@@ -10,7 +10,7 @@ import pytest
 from intramural.core.errors import TrustError
 from intramural.core.files import write_atomic
 from intramural.core.journal import utc_now
-from intramural.server.bindings import KEYS_PER_SITE_MAX, SILENCE_S, Bindings
+from intramural.server.bindings import KEYS_PER_SITE_MAX, LAST_WORDS_S, SILENCE_S, Bindings
 from intramural.trust.alerts import Alerts
 from intramural.trust.denial import Denied
 from intramural.trust.proxy import DEACTIVATE, REGISTER, UNREGISTER
@@ -119,6 +119,39 @@ def test_a_node_that_said_goodbye_leaves_its_place_at_once(table: Table) -> None
     assert table.ask("a", PULL, "1") == "superseded-key"
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_pull_that_was_under_way_at_the_goodbye_alarms_nobody(
+    table: Table, restarted: bool
+) -> None:
+    table.ask("a", REGISTER, "1")
+    assert [table.ask("a", verb, "1") for verb in (PULL, DEACTIVATE, UNREGISTER)] == [""] * 3
+    if restarted:
+        assert table.ask("a", REGISTER, "2") == ""
+    table.time_s += LAST_WORDS_S - 0.1
+    assert table.ask("a", PULL, "1") == "superseded-key"
+    assert table.words == []
+    table.time_s += 0.1  # no gate holds a pull for so long
+    assert table.ask("a", PULL, "1") == "superseded-key"
+    assert table.words == [("replaced-node-speaks", "a")]
+
+
+def test_a_goodbye_excuses_neither_other_nodes_nor_the_same_one_come_back(table: Table) -> None:
+    table.ask("a", REGISTER, "1")
+    table.time_s += SILENCE_S
+    table.ask("a", REGISTER, "2")
+    table.ask("a", UNREGISTER, "2")
+    assert table.ask("a", PULL, "1") == "superseded-key"  # it never said goodbye
+    assert table.words == [("replaced-node-speaks", "a")]
+    table.ask("b", REGISTER, "3")
+    table.ask("b", UNREGISTER, "3")
+    table.ask("b", REGISTER, "3")
+    assert table.ask("b", PULL, "3") == ""
+    table.time_s += SILENCE_S
+    table.ask("b", REGISTER, "4")
+    assert table.ask("b", PULL, "3") == "superseded-key"
+    assert table.words[1:] == [("replaced-node-speaks", "b")]
+
+
 def test_a_restart_forgets_nobody(table: Table) -> None:
     table.ask("a", REGISTER, "1")
     table.ask("b", REGISTER, "2")
@@ -135,8 +168,11 @@ def test_a_restart_forgets_nobody(table: Table) -> None:
 def test_a_site_that_restarts_often_fills_no_memory(table: Table) -> None:
     for number in range(50):
         assert table.ask("a", REGISTER, str(number)) == ""
+        if number < 49:
+            assert table.ask("a", UNREGISTER, str(number)) == ""
         table.time_s += SILENCE_S
     assert len(table.bindings._site_of) == KEYS_PER_SITE_MAX
+    assert len(table.bindings._left) == KEYS_PER_SITE_MAX - 1
     assert len(table.bindings.content()) < 100 * KEYS_PER_SITE_MAX
     assert table.ask("a", PULL, "49") == ""
     assert table.ask("a", PULL, "48") == "superseded-key"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,27 @@ def test_strangers_and_the_revoked_are_refused_at_once(coordinator: Coordinator)
             assert ask(a, "get-run") == "unknown-certificate"
     assert coordinator.superlink.paths == ["/v1/fleet/register-node"]
     assert coordinator.status["sites"][""]["refusals"]["unknown-certificate"] >= 1
+    told = [(one["alert"], one["peer"]) for one in coordinator.status["alerts"]]
+    assert told == [("revoked-certificate", "stranger"), ("revoked-certificate", "a")]
+
+
+def test_a_certificate_that_ends_soon_is_told_of_when_it_is_used(coordinator: Coordinator) -> None:
+    late = coordinator.ca.site("late", ends=timedelta(days=12, hours=1))
+    coordinator.sites[late.digest] = "late"
+    with (
+        coordinator.up() as port,
+        client(port, coordinator.a) as a,
+        client(port, late) as b,
+    ):
+        assert [ask(a, "register-node"), ask(b, "register-node", key="b")] == ["ok", "ok"]
+    (told,) = coordinator.status["alerts"]
+    ends = (datetime.now(UTC) + timedelta(days=12, hours=1)).date().isoformat()
+    assert (told["alert"], told["peer"], told["days"]) == ("certificate-ends", "late", 12)
+    assert told["ends"] == ends
+    found = coordinator.status["certificates"]
+    own = ["authority's certificate", "coordinator's certificate"]
+    assert sorted(found) == ["a", *own, "late"]
+    assert found["late"].startswith(ends)
 
 
 def test_a_second_node_of_a_site_waits_and_is_told_of(coordinator: Coordinator) -> None:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 NOW = dt.datetime.now(dt.UTC)
-DAY = dt.timedelta(days=1)
+DAY, LONG = dt.timedelta(days=1), dt.timedelta(days=100)
 SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 
 
@@ -44,7 +44,7 @@ class Authority:
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         usage = _usage(signs_certificates=True)
         self.certificate = (
-            _builder(self.name, self.name, self.key.public_key(), -DAY, DAY)
+            _builder(self.name, self.name, self.key.public_key(), -DAY, LONG)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(usage, critical=True)
             .sign(self.key, SHA256())
@@ -59,7 +59,7 @@ class Authority:
         name: str,
         *,
         begins: dt.timedelta = -DAY,
-        ends: dt.timedelta = DAY,
+        ends: dt.timedelta = LONG,
         use: x509.ObjectIdentifier = CLIENT,
         self_signed: bool = False,
         passphrase: bytes | None = None,
@@ -80,7 +80,7 @@ class Authority:
         *,
         host: str = "",
         begins: dt.timedelta = -DAY,
-        ends: dt.timedelta = DAY,
+        ends: dt.timedelta = LONG,
         self_signed: bool = False,
         passphrase: bytes | None = None,
     ) -> Papers:
