@@ -11,6 +11,7 @@ import numpy as np
 
 from intramural.client.policy import check_manifest, check_records, violations
 from intramural.client.refusals import refusal_of
+from intramural.client.source import FileSource, Source
 from intramural.core.errors import DataRefused, Refused
 from intramural.core.federation import FederationConfig
 from intramural.core.journal import utc_now
@@ -28,8 +29,7 @@ from intramural.core.messages import (
 )
 from intramural.core.metrics import Sums
 from intramural.core.site import SiteConfig
-from intramural.data.readers import read_records
-from intramural.data.records import Columns, Record
+from intramural.data.records import Record
 from intramural.data.split import Splits, split_records
 from intramural.models.resident import Resident, resident_model
 from intramural.models.tasks import Tokens
@@ -50,13 +50,16 @@ class SiteAgent:
         site: SiteConfig,
         federation: FederationConfig,
         *,
+        source: Source | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         """Take the site's configuration and the manifest; reads and builds nothing yet.
 
-        `now` tells the time for policy.hours.
+        The records come from the file that site.toml names, or from `source`. `now` tells the time
+        for policy.hours.
         """
         self._now = now
+        self._source = source or FileSource(site, federation)
         self.site = site
         self.federation = federation
         self.name = site.site.name
@@ -127,8 +130,10 @@ class SiteAgent:
         )
 
     def _welcome(self, request: Hello) -> Welcome:
+        entries, head = None, None
         if self.federation.privacy is not None:
             self._guarded().admit(request.run)  # and no record is read: a greeting is not charged
+            entries, head = self._guarded().settled
         else:
             check_records(self.site.policy, len(self.splits().train))  # now, not in round 1
         resident = self._resident()
@@ -137,6 +142,8 @@ class SiteAgent:
             layout=resident.loaded.exchange.layout.digest,
             base=resident.base.digest,
             version=version("intramural"),
+            ledger_entries=entries,
+            ledger_head=head,
         )
 
     def _train(self, request: TrainRequest) -> Update:
@@ -217,11 +224,20 @@ class SiteAgent:
 
     def _evaluate(self, request: EvaluateRequest) -> Evaluated:
         if self.federation.privacy is None:
-            sums = self._sums(request)
+            sums, entries, head = self._sums(request), None, None
         else:
-            with self._guarded().charged_metrics(request.round, run=request.run) as noised:
+            guard = self._guarded()
+            with guard.charged_metrics(request.round, run=request.run) as noised:
                 sums = noised(self._sums(request))
-        return Evaluated(site=self.name, round=request.round, split=request.split, sums=sums)
+            entries, head = len(guard.ledger), guard.ledger.head
+        return Evaluated(
+            site=self.name,
+            round=request.round,
+            split=request.split,
+            sums=sums,
+            ledger_entries=entries,
+            ledger_head=head,
+        )
 
     def _sums(self, request: EvaluateRequest) -> Sums:
         tokens = self._tokens_of(request.split)
@@ -247,14 +263,7 @@ class SiteAgent:
             DataError: As `read_records` and `split_records`.
         """
         if self._splits is None:
-            task, data = self.federation.task, self.site.data
-            key = "label" if task.kind == "classification" else "response"
-            target = data.label if task.kind == "classification" else data.response
-            if target is None:
-                raise Refused(f"{task.kind} needs data.{key} in site.toml; name the column")
-            columns = Columns(text=data.text, target=target, person=data.person, group=data.group)
-            labels = task.labels or None
-            found = read_records(data.path, columns, labels=labels, strict=data.strict)
+            found = self._source.records()
             for reason, count in sorted(found.skipped.items()):
                 log.warning("%s: skipped %d rows: %s", self.name, count, reason)
             self._splits = split_records(found.records, salt=self.federation.federation.name)
@@ -265,10 +274,21 @@ class SiteAgent:
         records: Sequence[Record] = getattr(self.splits(), split)
         return records if split == "train" else records[: self.federation.evaluation.records_max]
 
+    def evaluated_of(self, split: Split) -> Sequence[Record]:
+        """Return the records that an evaluation of a split sees.
+
+        Without [privacy] those of `records_of`. With it each person's share is bounded first, on
+        the whole split, and the list is cut afterwards; see `Guard.bounded` for why.
+        """
+        if self.federation.privacy is None:
+            return self.records_of(split)
+        bounded = self._guarded().bounded(getattr(self.splits(), split))
+        return bounded[: self.federation.evaluation.records_max]
+
     def _tokens_of(self, split: Split) -> Tokens:
         if split not in self._tokens:
-            records = self.records_of(split)
+            records = self.records_of(split) if split == "train" else self.evaluated_of(split)
             if not records:
                 raise DataRefused(f"the site's {split} split is empty")
-            self._tokens[split] = self._resident().task.tokenise(records)
+            self._tokens[split] = self._source.tokens(self._resident(), records)
         return self._tokens[split]

@@ -19,7 +19,7 @@ from intramural.models.resident import resident_model
 from intramural.privacy.accountant import ACCOUNTANT, epsilon_pld
 from intramural.privacy.charges import Purpose
 from intramural.privacy.ledger import Charge, Ledger, Outcome
-from intramural.privacy.metrics import SENSITIVITY, noised_counts
+from intramural.privacy.metrics import noised_counts, sensitivity_of
 from intramural.privacy.plan import PrivacyPlan, evaluations
 from intramural.privacy.random import SecureRandom
 from intramural.privacy.sampler import persons_of
@@ -52,6 +52,7 @@ class Guard:
         """
         assert federation.privacy is not None
         self.plan = PrivacyPlan.of(federation)
+        self._sensitivity = sensitivity_of(self.plan.records_per_person or 1)
         self._site = site
         self._federation = federation
         self._delta = federation.privacy.delta
@@ -87,6 +88,16 @@ class Guard:
             epsilon_lifetime=self._site.policy.epsilon_lifetime,
             delta=self._site.policy.delta_lifetime,
         )
+
+    @property
+    def settled(self) -> tuple[int, str]:
+        """Length and head of the ledger, as last read, up to the last entry that is no charge.
+
+        A greeting tells these. A charge that is not settled, as after a crash, is left out: its
+        digest has no nonce, and whoever knows the entry before could try out the time in it.
+        """
+        last = next(e for e in reversed(self.ledger.book.entries) if e.kind != "charged")
+        return last.seq + 1, last.digest
 
     def _check_cost(self) -> None:
         """Refuse a federation of which one run costs more than the site allows."""
@@ -136,7 +147,11 @@ class Guard:
 
     @contextmanager
     def charged_metrics(self, round_: int, *, run: str) -> Iterator[Callable[[Sums], Sums]]:
-        """Charge one evaluation, as `charged`; yields what makes the counts that may leave."""
+        """Charge one evaluation, as `charged`; yields what makes the counts that may leave.
+
+        Guarantees:
+            As `noised_counts`, where the sums are those of `bounded` records, cut afterwards.
+        """
         noise = self.plan.metrics_noise
         if noise is None:
             raise Refused(
@@ -145,7 +160,12 @@ class Guard:
             )
         random = self.random(round_, use="metrics")
         with self._settled(round_, run=run, purpose="metrics"):
-            yield partial(noised_counts, noise_multiplier=noise, random=random)
+            yield partial(
+                noised_counts,
+                noise_multiplier=noise,
+                sensitivity=self._sensitivity,
+                random=random,
+            )
 
     @contextmanager
     def _settled(self, round_: int, *, run: str, purpose: Purpose = "train") -> Iterator[None]:
@@ -198,7 +218,7 @@ class Guard:
             sample_rate=event.sample_rate,
             noise_multiplier=event.noise_multiplier,
             steps=event.steps,
-            clip_norm=plan.clip_norm if training else SENSITIVITY,
+            clip_norm=plan.clip_norm if training else self._sensitivity,
             unit=plan.unit,
             relation=plan.relation,
             records_per_person=plan.records_per_person,
@@ -224,19 +244,38 @@ class Guard:
         Raises:
             Refused: The unit is a person and site.toml names no column of persons.
         """
-        plan = self.plan
         units = [np.array([row]) for row in range(len(records))]
-        if plan.unit == "person":
-            persons = [record.person for record in records]
-            if None in persons:
-                raise Refused(
-                    "privacy.unit is 'person'; name data.person in site.toml, for every row"
-                )
-            assert plan.records_per_person is not None
-            keys = [str(person) for person in persons]
-            units = persons_of(keys, records_per_person=plan.records_per_person)
+        if self.plan.unit == "person":
+            units = self._persons(records)
         self._warn(len(units))
         return units
+
+    def bounded(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Return a whole split's records for an evaluation, in order: of a person, the first ones.
+
+        Guarantees:
+            Each unit has as many records as the noise of `charged_metrics` covers, or fewer, and
+            which they are depends on no other unit. So cut to evaluation.records_max afterwards:
+            one more person then takes the places of at most so many others' records. Cut before,
+            a person's many rows would fill the list, and then be bounded: one person would move
+            out as many others as he has rows.
+
+        Raises:
+            Refused: The unit is a person and site.toml names no column of persons.
+        """
+        if self.plan.unit == "record" or not records:
+            return records
+        rows = np.sort(np.concatenate(self._persons(records)))
+        return [records[row] for row in rows.tolist()]
+
+    def _persons(self, records: Sequence[Record]) -> list[NDArray[np.int64]]:
+        """Return each person's rows, no more than records_per_person."""
+        persons = [record.person for record in records]
+        if None in persons:
+            raise Refused("privacy.unit is 'person'; name data.person in site.toml, for every row")
+        assert self.plan.records_per_person is not None
+        keys = [str(person) for person in persons]
+        return persons_of(keys, records_per_person=self.plan.records_per_person)
 
     def _warn(self, units: int) -> None:
         """Tell the site, and nobody else, that the public count does not suit it."""

@@ -47,7 +47,7 @@ UNDER_PRIVACY = frozenset(
         # The claim holds against those who see one site's replies alone, so it rests on no number
         # of sites. Without [privacy], a quorum of one site shows the others its update.
         "sites.quorum",
-        # Evaluations are not sent, or noised for one record whatever their number. Without
+        # Evaluations are not sent, or noised for one unit whatever their number. Without
         # [privacy] an evaluation on one record is that record's label and loss.
         "evaluation.records_max",
     }

@@ -30,6 +30,11 @@ class Welcome:
     """Digest of the site's base model."""
     version: str
     """Version of the site's installed package."""
+    ledger_entries: int | None = None
+    """Length of the site's privacy ledger, without a charge that is not settled; None without
+    [privacy]."""
+    ledger_head: str | None = None
+    """Digest of the last of these entries, which commits to all before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,10 @@ class Evaluated:
     round: int
     split: Split
     sums: Sums
+    ledger_entries: int | None = None
+    """Length of the site's privacy ledger after this charge; None without [privacy]."""
+    ledger_head: str | None = None
+    """Digest of the ledger's last entry."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,17 @@ Sums of a classification task, with k labels:
     confusion     (k*k,)  row-major; row = true class, column = predicted class
     loss          (1,)    per-example losses, times LOSS_SCALE
     examples      (1,)
-Under [privacy] there are two noised counts in their place: correct (1,) and examples (1,).
 
 Sums of a generation task:
     loss          (1,)    per-example means over the response's tokens, times LOSS_SCALE
     token_loss    (1,)    per-token losses, times LOSS_SCALE
     tokens        (1,)    response tokens
     correct_tokens (1,)   response tokens the model ranks first
+    hit_shares    (1,)    per-example shares of response tokens ranked first, times LOSS_SCALE
     examples      (1,)
+
+Under [privacy] there are two noised counts in their place: correct (1,), of records, which for a
+generation adds up their shares of tokens ranked first; and examples (1,).
 """
 
 import math
@@ -42,9 +45,10 @@ LOW_BITS: Final = 0xFFFF_FFFF
 
 SUMS_OF: Final[dict[TaskKind, tuple[str, ...]]] = {
     "classification": ("confusion", "loss", "examples"),
-    "generation": ("loss", "token_loss", "tokens", "correct_tokens", "examples"),
+    "generation": ("loss", "token_loss", "tokens", "correct_tokens", "hit_shares", "examples"),
 }
-
+FIXED_POINT: Final = frozenset({"loss", "token_loss", "hit_shares"})
+"""Sums in multiples of 1 / LOSS_SCALE, which are no counts."""
 
 NOISED_SUMS: Final = ("correct", "examples")
 """What a site sends under [privacy], if it sends metrics at all."""
@@ -82,7 +86,7 @@ class Sums:
 
 
 def fixed_point(losses: NDArray[np.float64]) -> int:
-    """Return the sum of per-example losses as a whole number of 1 / LOSS_SCALE.
+    """Return the sum of per-example losses, or shares, as a whole number of 1 / LOSS_SCALE.
 
     Each loss is rounded before summing. That, and not a smaller error, is the point: rounded terms
     are integers, so a federation and a pool of the same losses end at the same sum whatever the
@@ -159,9 +163,9 @@ def metrics_of(kind: TaskKind, sums: Sums) -> dict[str, float]:
 
     Generation: loss, the mean over examples; token_loss, the mean over tokens; perplexity,
     exp(token_loss), capped at exp(709) because a report cannot hold an infinity; token_accuracy;
-    examples.
+    example_accuracy, the mean over examples of the share of tokens ranked first; examples.
 
-    From noised counts: accuracy and examples alone.
+    From noised counts: accuracy, of a generation example_accuracy, and examples; nothing else.
 
     Args:
         kind: The task the sums belong to.
@@ -175,7 +179,7 @@ def metrics_of(kind: TaskKind, sums: Sums) -> dict[str, float]:
     Source: macro F1 as sklearn.metrics.f1_score(average="macro", zero_division=0).
     """
     if set(sums.counts) == set(NOISED_SUMS):
-        return _noised_metrics(sums)
+        return _noised_metrics(kind, sums)
     _require_sums(kind, sums)
     examples = int(sums.counts["examples"][0])
     if examples == 0:
@@ -197,26 +201,34 @@ def metrics_of(kind: TaskKind, sums: Sums) -> dict[str, float]:
             "loss": loss,
             "examples": float(examples),
         }
+    return {"loss": loss, "examples": float(examples)} | _token_metrics(sums, examples)
+
+
+def _token_metrics(sums: Sums, examples: int) -> dict[str, float]:
+    """Return what a generation's sums say of tokens."""
     tokens, correct = (int(sums.counts[name][0]) for name in ("tokens", "correct_tokens"))
     if tokens == 0 or correct > tokens:
         raise AggregationError(f"{correct} of {tokens} tokens correct: no token, or too many")
+    shares = int(sums.counts["hit_shares"][0])
+    if not 0 <= shares <= LOSS_SCALE * examples:
+        raise AggregationError(f"shares of tokens of {examples} examples are below 0 or above 1")
     token_loss = int(sums.counts["token_loss"][0]) / (LOSS_SCALE * tokens)
     return {
-        "loss": loss,
         "token_loss": token_loss,
         "perplexity": math.exp(min(token_loss, 709.0)),
         "token_accuracy": correct / tokens,
-        "examples": float(examples),
+        "example_accuracy": shares / (LOSS_SCALE * examples),
     }
 
 
-def _noised_metrics(sums: Sums) -> dict[str, float]:
+def _noised_metrics(kind: TaskKind, sums: Sums) -> dict[str, float]:
     if any(sums.counts[name].shape != (1,) for name in NOISED_SUMS):
         raise AggregationError("a noised count must hold one number")
     right, seen = (int(sums.counts[name][0]) for name in NOISED_SUMS)
     if not 0 <= right <= seen <= COUNT_MAX or seen == 0:
         raise AggregationError(f"noised counts say {right} right of {seen}")
-    return {"accuracy": right / seen, "examples": float(seen)}
+    name = "accuracy" if kind == "classification" else "example_accuracy"
+    return {name: right / seen, "examples": float(seen)}
 
 
 def _require_sums(kind: TaskKind, sums: Sums) -> None:
@@ -230,7 +242,7 @@ def _require_sums(kind: TaskKind, sums: Sums) -> None:
             raise AggregationError(
                 f"evaluation sum {name!r} must hold one number, got {count.size}"
             )
-        if "loss" not in name and np.any((count < 0) | (count > COUNT_MAX)):
+        if name not in FIXED_POINT and np.any((count < 0) | (count > COUNT_MAX)):
             raise AggregationError(f"evaluation sum {name!r} holds a count below 0 or above 2**40")
 
 

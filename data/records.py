@@ -35,6 +35,8 @@ class Record:
     """What the record must share a side with; None without such a column."""
     person: str | None = field(default=None, repr=False)
     """Whom the record belongs to; None without such a column."""
+    row: int | None = field(default=None, repr=False, compare=False)
+    """Its place in a population's file, where its tokens lie; None elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,17 +67,19 @@ class Generation:
         return zeros.index_add(0, rows, tokens) / torch.bincount(rows, minlength=len(zeros))
 
     def measure(self, model: Any, batch: Batch) -> Sums:
-        """Return sums over examples (loss, examples) and over tokens (the rest)."""
+        """Return sums over examples (loss, hit_shares, examples) and over tokens (the rest)."""
         tokens, hits, rows = self._token_losses(model, batch)
         per_token = tokens.double().cpu().numpy()
-        owners = rows.cpu().numpy()
-        examples = np.bincount(owners, weights=per_token) / np.bincount(owners)
+        owners, right = rows.cpu().numpy(), hits.cpu().numpy()
+        lengths = np.bincount(owners)
+        examples = np.bincount(owners, weights=per_token) / lengths
         sums = {
             "loss": fixed_point(examples),
             "examples": len(examples),
             "token_loss": fixed_point(per_token),
             "tokens": len(per_token),
-            "correct_tokens": int(hits.sum()),
+            "correct_tokens": int(right.sum()),
+            "hit_shares": fixed_point(np.bincount(owners, weights=right) / lengths),
         }
         return Sums(counts={name: np.array([n], dtype=np.int64) for name, n in sums.items()})
 

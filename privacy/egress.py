@@ -9,7 +9,9 @@ from intramural.core.metrics import NOISED_SUMS
 
 SUMS = {
     "classification": frozenset({"confusion", "loss", "examples"}),
-    "generation": frozenset({"loss", "examples", "token_loss", "tokens", "correct_tokens"}),
+    "generation": frozenset(
+        {"loss", "examples", "token_loss", "tokens", "correct_tokens", "hit_shares"}
+    ),
 }
 """Names of the evaluation sums that a task lets out."""
 

@@ -16,8 +16,9 @@ from intramural.core.seeds import generator
 from intramural.core.wire import encode_vector
 from intramural.server import machine
 from intramural.server.checkpoint import Checkpoint, save_checkpoint
-from intramural.server.directory import Directory
-from intramural.server.ledger_watch import LedgerWatch
+from intramural.server.crowd import Crowd
+from intramural.server.directory import GREETING, Directory
+from intramural.server.ledger_watch import ROLLED_BACK, LedgerWatch
 from intramural.server.lost import ABSENT, Lost
 from intramural.server.machine import Phase
 from intramural.server.post import Arrival
@@ -46,7 +47,23 @@ class Coordinator:
         self.vector = start.vector
         self.memory = start.state
         self.history = list(start.history)
-        self.directory = Directory(
+        self._ledgers = LedgerWatch(self.history, setting.journal.entries, fell=self._fell)
+        self.directory = self._directory()
+        self._fold: Fold | None = None
+        self._lost = Lost(setting.again)
+        self._request: Request | None = None
+        self._losses: dict[str, tuple[float | None, int]] = {}
+        self._sums: dict[str, Sums] = {}
+        self._refusals: dict[str, int] = {}
+        self._shown = ""
+        self._opened_s = 0.0
+        self._failed: str | None = None
+
+    def _directory(self) -> Directory | Crowd:
+        setting, federation = self.setting, self.setting.federation
+        if setting.crowd is not None:
+            return Crowd(setting.crowd)
+        return Directory(
             setting.post,
             federation,
             run=setting.run,
@@ -54,17 +71,8 @@ class Coordinator:
             base=setting.base,
             manners=setting.manners,
             clock=setting.clock,
+            ledgers=self._ledgers if federation.privacy is not None else None,
         )
-        self._fold: Fold | None = None
-        self._lost = Lost(setting.again)
-        self._request: Request | None = None
-        self._losses: dict[str, tuple[float | None, int]] = {}
-        self._ledgers = LedgerWatch(self.history, setting.journal.entries)
-        self._sums: dict[str, Sums] = {}
-        self._refusals: dict[str, int] = {}
-        self._shown = ""
-        self._opened_s = 0.0
-        self._failed: str | None = None
 
     def run(self) -> Outcome:
         """Work until the last round is tested.
@@ -91,7 +99,7 @@ class Coordinator:
         if not settled and now - since_s >= min(self.rules.deadline_s, setting.greeting_s):
             self.directory.give_up()  # a node that says nothing shall not hold the others up
         elif settled:
-            eligible = frozenset(self.directory.nodes)
+            eligible = self.directory.eligible
             self._apply(
                 machine.step(self.rules, self.state, machine.Sites(eligible=eligible, now_s=now))
             )
@@ -170,32 +178,43 @@ class Coordinator:
         setting.watcher.answered(site, phase, good=problem is None, reason=problem or "")
 
     def _offer(self, arrival: Arrival, *, good: bool) -> machine.Outcome:
-        phase, round_, attempt = arrival.tag
+        (phase, round_, attempt), manners = arrival.tag, self.setting.manners
         answer = machine.Answer(
-            site=arrival.site, phase=Phase(phase), round=round_, attempt=attempt, good=good
+            site=arrival.site,
+            phase=Phase(phase),
+            round=round_,
+            attempt=attempt,
+            good=good,
+            excused=manners is not None and manners.excuses(arrival.reply),
         )
         return machine.step(self.rules, self.state, answer)
 
     def _count(self, arrival: Arrival) -> str | None:
         """Fold a reply in; return why that was not possible, or None."""
-        reply = arrival.reply
+        reply, private = arrival.reply, self.setting.federation.privacy is not None
+        assert isinstance(reply, Update | Evaluated)
+        if private and (problem := self._ledgers.problem(reply)):
+            return problem
         try:
             if isinstance(reply, Update):
                 assert self._fold is not None
-                private = self.setting.federation.privacy is not None
-                if private and (problem := self._ledgers.problem(reply)):
-                    return problem
                 self.setting.rule.add(self._fold, reply)
                 self._losses[reply.site] = (reply.loss, reply.weight)
-                self._ledgers.note(reply)
-            elif isinstance(reply, Evaluated):
+            else:
                 kind = self.setting.federation.task.kind
                 metrics_of(kind, reply.sums)
                 metrics_of(kind, add_sums([reply.sums, *self._sums.values()]))  # may overflow
                 self._sums[reply.site] = reply.sums
         except AggregationError as error:
             return error.reason
+        self._ledgers.note(reply)
         return None
+
+    def _fell(self, site: str) -> None:
+        """Journal a greeting from a ledger rolled back, for the run that goes on to know it."""
+        told = {"site": site, "phase": GREETING, "reason": ROLLED_BACK, "detail": ""}
+        self.setting.journal.append("refused", round=self.state.round, **told)
+        self.setting.watcher.noticed(f"{site}: {ROLLED_BACK}, as its greeting shows")
 
     def _apply(self, outcome: machine.Outcome) -> None:
         """Enter the new state and carry the effects out, in order."""
@@ -231,9 +250,9 @@ class Coordinator:
         if self.state.attempt == 1:  # a round's record tells of all its attempts
             self._opened_s, self._refusals = setting.clock(), {}
             setting.post.reset_count()
-        names = sorted(effect.eligible)
         rng = generator(setting.federation.federation.seed, "cohort", effect.round)
-        cohort = sorted(rng.choice(names, size=effect.size, replace=False).tolist())
+        places = rng.choice(len(effect.eligible), size=effect.size, replace=False)
+        cohort = sorted(effect.eligible[place] for place in places.tolist())
         setting.journal.append(
             "opened", round=effect.round, attempt=self.state.attempt, sites=cohort
         )
@@ -260,7 +279,8 @@ class Coordinator:
         here = self.directory.nodes
         nodes = {site: here[site] for site in sites if site in here}
         self.setting.post.send(request, nodes, tag=tag, vector=encode_vector(self.vector))
-        for site in sorted(set(sites) - set(here)):  # it trained, and left before evaluation
+        for site in sorted(site for site in sites if site not in here):
+            # it trained, and left before evaluation
             self._receive(Arrival(site=site, node=0, tag=tag, reply=None, problem=ABSENT))
 
     def _aggregate(self) -> None:
@@ -298,6 +318,8 @@ class Coordinator:
             "refusals": dict(sorted(self._refusals.items())),
             "ledgers": self._ledgers.record(),
         }
+        if setting.added is not None:
+            record |= setting.added(record)
         self.history.append(record)
         self._sums = {}
         save_checkpoint(
@@ -310,6 +332,7 @@ class Coordinator:
                 state=self.memory,
                 history=self.history,
             ),
+            sync=setting.durable,
         )
         setting.journal.append("committed", digest=digest_vector(self.vector), **record)
         setting.watcher.committed(record)

@@ -1,12 +1,13 @@
 """Directory: which connected node is which site, and which of them can take part."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from intramural.core.federation import FederationConfig
 from intramural.core.layout import Layout
-from intramural.core.messages import Hello, Refusal, Welcome
+from intramural.core.messages import Hello, Refusal, Reply, Welcome
+from intramural.server.ledger_watch import LedgerWatch
 from intramural.server.post import Arrival, Post
 
 GREETING = "hello"
@@ -26,6 +27,13 @@ class Manners:
     """A site's newer node takes the place of an older one: a restarted agent is a new node, and the
     old one lingers. Sound where replies are sealed, so that no other site can claim to be it."""
 
+    def excuses(self, reply: Reply | None) -> bool:
+        """Return whether a reply is a refusal that is waited for, and costs a round no attempt.
+
+        A simulated site has no people who could mend it: it would refuse for ever.
+        """
+        return isinstance(reply, Refusal) and reply.reason in MENDABLE
+
 
 class Directory:
     """Greets every node and keeps what it answered."""
@@ -40,11 +48,14 @@ class Directory:
         base: str,
         manners: Manners | None = None,
         clock: Callable[[], float] = time.monotonic,
+        ledgers: LedgerWatch | None = None,
     ) -> None:
         """Check sites against the federation's layout and base model digest.
 
-        Without manners each node is greeted once, and a site's first node stays its node.
+        Without manners each node is greeted once, and a site's first node stays its node. With
+        `ledgers`, under [privacy], a site whose ledger was rolled back cannot take part.
         """
+        self._ledgers = ledgers
         self._post = post
         self._manners = manners
         self._clock = clock
@@ -75,7 +86,8 @@ class Directory:
         self._greeted -= {n for n, due in self._again_at.items() if self._clock() >= due}
         new = sorted(connected - self._greeted)
         if new:
-            self._post.send(self._hello, {str(n): n for n in new}, tag=(GREETING, 0, 0))
+            moment = self._ledgers.moment if self._ledgers is not None else 0
+            self._post.send(self._hello, {str(n): n for n in new}, tag=(GREETING, moment, 0))
             self._greeted |= set(new)
             self._open |= set(new)
             for node in new:
@@ -87,6 +99,11 @@ class Directory:
         self._open &= connected  # a node that left will not answer
         self.nodes = {site: node for site, node in self._known.items() if node in connected}
         return not self._open
+
+    @property
+    def eligible(self) -> Sequence[str]:
+        """Names of the sites that can take part, in order."""
+        return sorted(self.nodes)
 
     def give_up(self) -> None:
         """Wait no longer for the greetings that are open; a late answer still counts."""
@@ -104,9 +121,9 @@ class Directory:
         Its hours may have ended, an approval was withdrawn, a disk is full: rounds wait for it,
         and do not use up their attempts on it.
         """
-        if self._manners is None or refusal.reason not in MENDABLE:
+        if self._manners is None or not self._manners.excuses(refusal):
             return
-        self._known.pop(site, None)
+        node = self._known.pop(site, node)  # it may speak through another by now: greet that one
         self.nodes.pop(site, None)
         self.refusals[node] = refusal
         self._again_at[node] = self._clock() + self._manners.again_s
@@ -163,10 +180,18 @@ class Directory:
                     return _refusal(
                         f"site {welcome.site!r} derives another layout; install equal versions"
                     )
-                return None
+                return self._fallen(welcome, since=arrival.tag[1])
             case Refusal() as refusal:
                 return refusal
         return _refusal(arrival.problem or "an answer of the wrong kind")
+
+    def _fallen(self, welcome: Welcome, *, since: int) -> Refusal | None:
+        reason = self._ledgers.greeted(welcome, since=since) if self._ledgers is not None else None
+        if reason is None:
+            return None
+        self._known.pop(welcome.site, None)  # whichever node speaks for it
+        detail = "its privacy ledger is not as long as it was, or another; its people must look"
+        return Refusal(site=welcome.site, reason=reason, detail=detail)
 
 
 def _refusal(detail: str) -> Refusal:

@@ -5,7 +5,7 @@ and its restarted agent would be idle until the next round; asked again, it re-s
 stored, or computes it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from intramural.server.post import AWAY, Arrival
@@ -70,9 +70,9 @@ class Lost:
         self._looked_s = now_s
         return True
 
-    def back(self, nodes: dict[str, int]) -> list[str]:
+    def back(self, nodes: Mapping[str, int]) -> list[str]:
         """Return and forget the sites among the connected ones, in order."""
-        found = sorted(set(self._waiting) & set(nodes))
+        found = sorted(site for site in self._waiting if site in nodes)
         for site in found:
             del self._waiting[site]
         return found

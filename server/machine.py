@@ -8,6 +8,7 @@ Phases of one round:  WAIT -> TRAIN -> (EVALUATE) -> next round; after the last:
 A round is committed when its evaluation has closed; until then a crash repeats the round whole.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
@@ -41,7 +42,7 @@ class Rules:
     evaluate_every: int = 1
     """0: never."""
     attempts_max: int = 3
-    """Times a round may end without its quorum before the run stops."""
+    """Times a round may fail before the run stops; see `State.failures`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +53,17 @@ class State:
     """Rounds committed."""
     phase: Phase = Phase.WAIT
     attempt: int = 1
-    """Attempt at the current round, from 1."""
+    """Attempt at the current round, from 1; may exceed `attempts_max`, as not every one counts."""
+    failures: int = 0
+    """Attempts at it that would have missed their quorum even with the excused sites' answers."""
     cohort: frozenset[str] = frozenset()
     """Sites asked in this phase."""
     answered: frozenset[str] = frozenset()
     """Sites that answered in this phase, well or badly."""
     counted: frozenset[str] = frozenset()
     """Sites whose answer counts in this phase."""
+    excused: frozenset[str] = frozenset()
+    """Sites that answered badly in this phase, for a reason that is waited for."""
     trained: frozenset[str] = frozenset()
     """Sites whose update is in the current round's aggregate."""
     deadline_s: float = 0.0
@@ -74,7 +79,8 @@ class State:
 class Sites:
     """Event: these sites are connected and can take part; also tells the time."""
 
-    eligible: frozenset[str]
+    eligible: Sequence[str]
+    """In order of their names."""
     now_s: float
 
 
@@ -88,6 +94,8 @@ class Answer:
     attempt: int
     good: bool
     """False: it refused, failed, or its answer was invalid."""
+    excused: bool = False
+    """It refused for a reason that its people can mend; says nothing of a good answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +113,7 @@ class Choose:
     """Effect: draw a cohort of `size` and train; answer with `chosen`."""
 
     round: int
-    eligible: frozenset[str]
+    eligible: Sequence[str]
     size: int
 
 
@@ -189,7 +197,7 @@ def step(rules: Rules, state: State, event: Event) -> Outcome:
 
 def _open(rules: Rules, state: State, event: Sites) -> Outcome:
     if state.committed >= rules.rounds:  # resumed after the last commit
-        return _test(rules, state, event.eligible, event.now_s)
+        return _test(rules, state, frozenset(event.eligible), event.now_s)
     count = len(event.eligible)
     if count < rules.sites_min:
         reason = f"round {state.round} waits: {count} of {rules.sites_min} sites are ready"
@@ -216,7 +224,13 @@ def _collect(
     nobody: frozenset[str] = frozenset()
     deadline_s = now_s + rules.deadline_s
     return replace(
-        state, phase=phase, cohort=cohort, answered=nobody, counted=nobody, deadline_s=deadline_s
+        state,
+        phase=phase,
+        cohort=cohort,
+        answered=nobody,
+        counted=nobody,
+        excused=nobody,
+        deadline_s=deadline_s,
     )
 
 
@@ -230,7 +244,8 @@ def _answer(rules: Rules, state: State, event: Answer) -> Outcome:
         return state, (Ignore(site=event.site, reason="duplicate"),)
     after = replace(state, answered=state.answered | {event.site})
     if not event.good:
-        return after, ()
+        excused = {event.site} if event.excused else set()
+        return replace(after, excused=after.excused | excused), ()
     return replace(after, counted=after.counted | {event.site}), (Count(site=event.site),)
 
 
@@ -250,9 +265,12 @@ def _close_if_due(rules: Rules, state: State, now_s: float) -> Outcome:
 def _retry(rules: Rules, state: State, needed: int) -> Outcome:
     reason = f"round {state.round}: {len(state.counted)} good answers, {needed} needed"
     discard = Discard(round=state.round, reason=reason)
-    if state.attempt >= rules.attempts_max:
-        return replace(state, phase=Phase.FAILED), (discard, Finish(failed=reason))
-    again = State(committed=state.committed, attempt=state.attempt + 1)
+    is_failure = len(state.counted) + len(state.excused) < needed
+    failures = state.failures + is_failure
+    if failures >= rules.attempts_max:
+        failed = replace(state, phase=Phase.FAILED, failures=failures)
+        return failed, (discard, Finish(failed=reason))
+    again = State(committed=state.committed, attempt=state.attempt + 1, failures=failures)
     return again, (discard,)
 
 

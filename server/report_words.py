@@ -65,6 +65,7 @@ MEASURES: Final = {
         Measure(key="loss", title="loss", rises=False, points=False),
         Measure(key="perplexity", title="perplexity", rises=False, points=False),
         Measure(key="token_accuracy", title="token accuracy"),
+        Measure(key="example_accuracy", title="example accuracy"),
     ),
 }
 
@@ -250,6 +251,11 @@ def joining(report: Report) -> str:
         " the federated model than with a model trained alone; "
     )
     return text + (f"worse off: {named}{more}." if worse else "none is worse off.")
+
+
+def scenario_line(report: Report) -> str:
+    """Return how long the federation would take under its simulated scenario; or ''."""
+    return str((report.get("scenario") or {}).get("sentence") or "")
 
 
 def counted(number: int, noun: str) -> str:

@@ -49,9 +49,15 @@ class Setting:
     """Pause between two looks for replies when none came."""
     patience_s: float = inf
     """How long a round may wait for sites before the run stops."""
+    durable: bool = True
+    """Checkpoints are on disk before a round counts as committed, and not just the system's."""
     greeting_s: float = 120.0
     """How long nodes that do not answer their greeting hold up a round."""
     again: Again | None = None
     """How lost requests are asked again; None: never."""
     manners: Manners | None = None
     """How nodes are greeted that come back, wait or fall silent; None: each once."""
+    added: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """What a simulation adds to a round's record, or puts in a key's place; asked at a commit."""
+    crowd: int | None = None
+    """A large simulation's number of sites, which nobody greets; None: they are greeted."""

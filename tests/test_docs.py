@@ -193,7 +193,7 @@ def sums(kind: str) -> Sums:
     if kind == "classification":
         counts |= {"confusion": [1, 1, 1, 1]}
     else:
-        counts |= {"token_loss": [0], "tokens": [8], "correct_tokens": [4]}
+        counts |= {"token_loss": [0], "tokens": [8], "correct_tokens": [4], "hit_shares": [0]}
     return Sums(counts={name: np.array(n, dtype=np.int64) for name, n in counts.items()})
 
 

@@ -38,11 +38,13 @@ def ask(config: FederationConfig, node: dict[str, Any], run: dict[str, Any]) -> 
 
 def test_a_simulated_node_takes_its_site_from_the_run(tmp_path: Path, bert: Path) -> None:
     config = federation(bert)
-    site(tmp_path, "mine", rows()[:40])
+    for number in (1, 2):
+        site(tmp_path, f"site-{number}", rows()[number:40:2])
     run = {"manifest": config.manifest(), "simulation-sites": str(tmp_path)}
-    reply = ask(config, {"partition-id": 0}, run)
-    assert isinstance(reply, Welcome)
-    assert reply.site == "mine"
+    for number in (0, 1):
+        reply = ask(config, {"partition-id": number, "num-partitions": 2}, run)
+        assert isinstance(reply, Welcome)
+        assert reply.site == f"site-{number + 1}"
 
 
 def test_a_node_that_names_no_worker_refuses_whatever_the_run_says(
@@ -60,20 +62,21 @@ def test_a_node_that_names_no_worker_refuses_whatever_the_run_says(
 
 @pytest.mark.parametrize("manifest", ["", "{", "[]", "{}", f'{{"federation": "{CANARY}"}}'])
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, bert: Path, manifest: str) -> None:
-    site(tmp_path, "mine", rows()[:40])
+    site(tmp_path, "site-1", rows()[:40])
     run = {"manifest": manifest, "simulation-sites": str(tmp_path)}
-    reply = ask(federation(bert), {"partition-id": 0}, run)
+    reply = ask(federation(bert), {"partition-id": 0, "num-partitions": 1}, run)
     assert isinstance(reply, Refusal)
     assert reply.reason in ("refused", "config", "internal")
 
 
 def test_a_partition_that_is_not_there_leaks_nothing(tmp_path: Path, bert: Path) -> None:
     config = federation(bert)
-    site(tmp_path / CANARY, "mine", rows()[:40])
+    site(tmp_path / CANARY, "site-1", rows()[:40])
     run = {"manifest": config.manifest(), "simulation-sites": str(tmp_path / CANARY)}
-    reply = ask(config, {"partition-id": 7}, run)
+    reply = ask(config, {"partition-id": 7, "num-partitions": 8}, run)
     assert isinstance(reply, Refusal)
-    assert reply.detail == "IndexError; see the site's own log"
+    assert reply.reason == "config"
+    assert CANARY not in reply.detail
 
 
 @pytest.mark.parametrize(

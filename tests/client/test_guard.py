@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import intramural.client.agent
 import intramural.client.guard
+import intramural.client.source
 from intramural.client.agent import SiteAgent
 from intramural.client.guard import FAR_ABOVE, Guard
 from intramural.core.errors import BudgetExhausted, Refused
@@ -114,7 +114,7 @@ def spied(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list
 
         monkeypatch.setattr(place, name, noted)
 
-    noting(intramural.client.agent, "read_records")
+    noting(intramural.client.source, "read_records")
     noting(SecureRandom, "choose")
     noting(SecureRandom, "normal")
     return seen

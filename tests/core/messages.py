@@ -22,7 +22,14 @@ BODIES: dict[str, dict[str, Any]] = {
         "layout": LAYOUT.digest,
         "split": "test",
     },
-    "Welcome": {"site": "a", "layout": "l", "base": "b", "version": "0.1"},
+    "Welcome": {
+        "site": "a",
+        "layout": "l",
+        "base": "b",
+        "version": "0.1",
+        "ledger_entries": 3,
+        "ledger_head": "sha256:ef",
+    },
     "Update": {
         "site": "a",
         "round": 1,
@@ -34,7 +41,14 @@ BODIES: dict[str, dict[str, Any]] = {
         "ledger_head": None,
         "seeded": False,
     },
-    "Evaluated": {"site": "a", "round": 1, "split": "validation", "sums": {"examples": [3]}},
+    "Evaluated": {
+        "site": "a",
+        "round": 1,
+        "split": "validation",
+        "sums": {"examples": [3]},
+        "ledger_entries": None,
+        "ledger_head": None,
+    },
     "Refusal": {"site": "a", "reason": "wire", "detail": "no"},
 }
 """A good body of each kind, in plain JSON: the test's own reading of the protocol."""
@@ -52,7 +66,7 @@ def raw(text: str, *, vector: ArrayRecord | None = None) -> RecordDict:
 
 def good(kind: str, **changes: Any) -> RecordDict:
     """Return a good message with parts of its body changed."""
-    header = {"version": 3, "kind": kind, "answers": None, "body": BODIES[kind] | changes}
+    header = {"version": 4, "kind": kind, "answers": None, "body": BODIES[kind] | changes}
     vector = encode_vector(VECTOR) if kind in WITH_VECTOR else None
     return raw(json.dumps(header), vector=vector)
 

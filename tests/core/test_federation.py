@@ -112,6 +112,13 @@ def test_what_is_left_out_has_its_default_and_privacy_is_then_not_claimed() -> N
         {"privacy__epsilon": None, "privacy__noise_multiplier": 0.8},
         {"privacy__relation": "replace-one", "privacy__engine": "opacus"},
         {"privacy__metrics_noise": 10.0},
+        {
+            "privacy__unit": "person",
+            "privacy__nominal_persons": 50,
+            "privacy__records_per_person": 4,
+            "privacy__metrics_noise": 10.0,
+        },
+        {"task__kind": "generation", "task__labels": [], "privacy__metrics_noise": 10.0},
         {"privacy__delta": 1 / 2001},
     ],
 )
@@ -204,10 +211,6 @@ PERSONS = {"privacy__nominal_persons": 50, "privacy__records_per_person": 4}
             {"privacy__unit": "person", **PERSONS, "privacy__delta": 1 / 50},
             "privacy: privacy.delta must be below 1 / privacy.nominal_persons",
         ),
-        (
-            {"privacy__unit": "person", **PERSONS, "privacy__metrics_noise": 1.0},
-            "privacy: privacy.metrics_noise bounds records, not persons",
-        ),
         ({"privacy__metrics_noise": 0}, "privacy.metrics_noise: "),
         ({"privacy__relation": "replace-two"}, "privacy.relation: "),
         ({"privacy__engine": "jax"}, "privacy.engine: "),
@@ -299,11 +302,6 @@ def test_the_digest_changes_with_any_value(path: tuple[str, str]) -> None:
     config = check_config(changed, FederationConfig, source="f.toml")
     assert config.digest != federation().digest
     assert config.to_json()[section][key] != federation().to_json()[section][key]
-
-
-def test_noised_metrics_are_counts_of_a_classification() -> None:
-    with pytest.raises(ConfigError, match=r"privacy\.metrics_noise is for classification"):
-        federation(task__kind="generation", task__labels=[], privacy__metrics_noise=1.0)
 
 
 def test_under_privacy_sites_are_evaluated_only_where_the_counts_are_noised() -> None:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ def generation(**changes: int) -> Sums:
         "token_loss": 24 * LOSS_SCALE,
         "tokens": 12,
         "correct_tokens": 9,
+        "hit_shares": 5 * LOSS_SCALE // 4,
         "examples": 2,
     }
     return Sums(counts={name: integers(count) for name, count in (counts | changes).items()})
@@ -117,8 +119,26 @@ def test_generation_metrics_by_hand() -> None:
         "token_loss": 2.0,  # 24 over 12 tokens
         "perplexity": math.exp(2.0),
         "token_accuracy": 0.75,  # 9 of 12
+        "example_accuracy": 0.625,  # 1.25 over 2 examples
         "examples": 2.0,
     }
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40), st.integers(0, 4)), min_size=1))
+def test_shares_of_any_partition_add_up_to_the_pooled_mean(
+    rows: list[tuple[int, int, int]],
+) -> None:
+    def sums(rows: list[tuple[int, int, int]]) -> Sums:
+        shares = np.array([min(hits, tokens) / tokens for hits, tokens, _ in rows])
+        return generation(hit_shares=fixed_point(shares), examples=len(rows))
+
+    sites = [sums([row for row in rows if row[2] == site]) for site in range(5)]
+    pooled = metrics_of("generation", sums(rows))["example_accuracy"]
+    assert metrics_of("generation", add_sums(sites))["example_accuracy"] == pooled
+    # the second opinion is a fraction's; each share is rounded to a multiple of 2**-32
+    whole = sum(Fraction(min(hits, tokens), tokens) for hits, tokens, _ in rows) / len(rows)
+    assert pooled == pytest.approx(float(whole), abs=2**-33)
+    assert 0 <= pooled <= 1
 
 
 def test_perplexity_stays_finite() -> None:
@@ -191,6 +211,8 @@ def test_sums_are_equal_by_content() -> None:
         (generation(examples=0), "no example was evaluated"),
         (generation(tokens=0, correct_tokens=0), "0 of 0 tokens"),
         (generation(correct_tokens=13), "13 of 12 tokens"),
+        (generation(hit_shares=-1), "shares of tokens of 2 examples"),
+        (generation(hit_shares=2 * LOSS_SCALE + 1), "shares of tokens of 2 examples"),
         (generation(tokens=-1), "below 0"),
         (generation(examples=2**41), "above 2"),
         (Sums(counts={"loss": integers(1)}), "lack token_loss, tokens"),

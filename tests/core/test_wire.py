@@ -37,6 +37,10 @@ sums = st.dictionaries(text, st.lists(natural, max_size=5), max_size=4).map(
     lambda counts: Sums(counts={n: np.array(c, dtype=np.int64) for n, c in counts.items()})
 )
 layout = st.just(LAYOUT.digest)
+ledger: dict[str, Any] = {
+    "ledger_entries": st.none() | natural,
+    "ledger_head": st.none() | text,
+}
 
 requests = st.one_of(
     st.builds(Hello, manifest=text),
@@ -46,7 +50,7 @@ requests = st.one_of(
     ),
 )
 replies = st.one_of(
-    st.builds(Welcome, site=text, layout=text, base=text, version=text),
+    st.builds(Welcome, site=text, layout=text, base=text, version=text, **ledger),
     st.builds(
         Update,
         site=text,
@@ -55,12 +59,11 @@ replies = st.one_of(
         weight=natural,
         loss=st.none() | numbers,
         seconds=st.none() | numbers,
-        ledger_entries=st.none() | natural,
-        ledger_head=st.none() | text,
+        **ledger,
         seeded=st.booleans(),
         delta=vectors,
     ),
-    st.builds(Evaluated, site=text, round=natural, split=splits, sums=sums),
+    st.builds(Evaluated, site=text, round=natural, split=splits, sums=sums, **ledger),
     st.builds(Refusal, site=text, reason=text, detail=text),
 )
 
@@ -103,7 +106,7 @@ def test_the_bytes_on_the_wire_are_those_documented() -> None:
     header = records.config_records["intramural"]["header"]
     body = {"manifest": "é", "run": "", "round": 2, "layout": small.digest}
     assert header == json.dumps(
-        {"version": 3, "kind": "TrainRequest", "answers": None, "body": body},
+        {"version": 4, "kind": "TrainRequest", "answers": None, "body": body},
         sort_keys=True,
         separators=(",", ":"),
         ensure_ascii=False,

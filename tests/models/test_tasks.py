@@ -1,6 +1,7 @@
 """Tasks: one loss per example, that depends on that example alone."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,6 +118,29 @@ def test_evaluation_sums_are_those_of_single_examples(on: Bench) -> None:
         assert whole.counts["confusion"].sum() == 12
     else:
         assert whole.counts["tokens"] == sum(int((t != IGNORED).sum()) for t in on.tokens.targets)
+
+
+def test_a_response_counts_with_its_share_of_tokens_that_are_ranked_first(llama: Path) -> None:
+    on, base = make("generation", llama), 1000
+
+    def model(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        # ranks the next token first, but after each third position
+        ahead = torch.roll(input_ids, -1, dims=1)
+        missed = torch.arange(input_ids.shape[1]) % 3 == 0
+        ahead = torch.where(missed, base - 1, ahead)
+        return SimpleNamespace(logits=functional.one_hot(ahead, base).float())
+
+    sums = on.task.measure(model, on.task.pad(on.tokens, range(12))).counts
+    hits = shares = 0
+    for targets in on.tokens.targets:
+        response = [place for place in range(len(targets)) if targets[place] != IGNORED]
+        right = sum((place - 1) % 3 != 0 for place in response)
+        hits += right
+        shares += round(right / len(response) * LOSS_SCALE)
+    assert sums["hit_shares"].tolist() == [shares]
+    assert sums["correct_tokens"].tolist() == [hits]
+    # a mean of shares is not the share of all tokens, unless all responses are of one length
+    assert shares / LOSS_SCALE / 12 != pytest.approx(hits / int(sums["tokens"][0]), abs=1e-3)
 
 
 def test_a_response_is_written_greedily_and_without_the_prompt(llama: Path) -> None:

@@ -58,6 +58,16 @@ def test_anything_else_stays(reply: Reply, words: str) -> None:
     assert caught.value.reason == "egress-refused"
 
 
+def test_a_generation_lets_out_its_own_sums_alone() -> None:
+    policy = replace(POLICY, task="generation")
+    names = ("loss", "examples", "token_loss", "tokens", "correct_tokens", "hit_shares")
+    assert policy.check(evaluated(*names))
+    with pytest.raises(EgressRefused, match="generation lets out"):
+        policy.check(evaluated(*names, "confusion"))
+    with pytest.raises(EgressRefused, match="classification lets out"):
+        POLICY.check(evaluated("hit_shares"))
+
+
 def test_no_vector_leaves_where_none_is_expected() -> None:
     policy = EgressPolicy(layout=None, task="classification", payload_bytes_max=10**9)
     with pytest.raises(EgressRefused, match="another layout"):
@@ -80,8 +90,12 @@ def silent(**changes: Any) -> Update:
     "reply",
     [
         silent(),
-        evaluated("correct", "examples"),
-        Welcome(site="a", layout=LAYOUT.digest, base="b", version="0"),
+        replace(evaluated("correct", "examples"), ledger_entries=3, ledger_head="h"),
+        replace(
+            Welcome(site="a", layout=LAYOUT.digest, base="b", version="0"),
+            ledger_entries=1,
+            ledger_head="h",
+        ),
         Refusal(site="a", reason="data", detail="no"),
     ],
 )

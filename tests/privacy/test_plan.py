@@ -136,7 +136,9 @@ def test_evaluations_are_those_the_server_asks_for(rounds: int, every: int) -> N
     while state.phase is not Phase.DONE:
         if state.phase is Phase.WAIT:
             sites = frozenset({"a"})
-            state, effects = machine.step(rules, state, machine.Sites(eligible=sites, now_s=0))
+            state, effects = machine.step(
+                rules, state, machine.Sites(eligible=sorted(sites), now_s=0)
+            )
             if state.phase is Phase.WAIT:
                 state = machine.chosen(rules, state, sites, 0.0)
         else:

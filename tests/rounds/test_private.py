@@ -21,7 +21,7 @@ from intramural.simulations.sites import Deal
 from tests.reference.pld import pld_epsilon
 from tests.rounds.runs import final
 from tests.rounds.test_crash import stop_in
-from tests.tiny import Json, Row, federation, rows, site, table
+from tests.tiny import Json, Row, federation, generation, rows, site, table
 
 DELTA = 1e-5
 PRIVACY: Json = {
@@ -236,3 +236,22 @@ def test_noised_metrics_appear_each_round_and_are_within_the_budget(
     assert told == pytest.approx(expected, rel=1e-4)
     assert 7.9 < told <= 8.0
     assert pld_epsilon((8 / 60, noise, 4), delta=DELTA) < told
+
+
+def test_a_generation_by_persons_is_measured_and_charged(tmp_path: Path, llama: Path) -> None:
+    privacy = PRIVACY | {"unit": "person", "nominal_persons": 60, "records_per_person": 2}
+    privacy["noise_multiplier"] = 5.0  # much noise is little to compose
+    sections = SECTIONS | {"federation": {"rounds": 1}, "training": {"local_steps": 1}}
+    config = generation(llama, privacy=privacy | {"metrics_noise": 20.0}, **sections)
+    records = [row | {"person": f"p{n // 3}"} for n, row in enumerate(rows()[:90])]
+    columns: Json = {"person": "person", "text": "code", "response": "title"}
+    report = simulated(tmp_path, config, records=records, data=columns)
+    (record,) = report["rounds"]
+    assert set(record["metrics"]) == {"example_accuracy", "examples"}
+    charges = ledger_of(tmp_path, "site-1").charges
+    assert [charge.purpose for charge in charges] == ["train", "metrics", "metrics"]
+    expected = pld_epsilon((8 / 60, 5.0, 1), (1.0, 20.0, 2), delta=DELTA)
+    told = report["privacy"]["site-1"]
+    assert (told["unit"], told["epsilon"]) == ("person", pytest.approx(expected, rel=1e-4))
+    # what the simulator measures itself is exact, of all records
+    assert 0 <= report["final"]["federated"]["example_accuracy"] <= 1

@@ -249,7 +249,7 @@ def test_a_site_that_hangs_over_its_greeting_is_taken_when_it_answers() -> None:
 
 def test_under_privacy_a_round_that_is_tried_again_takes_the_same_updates() -> None:
     """Their ledgers have not grown in between, and were not rolled back."""
-    full = accident("full", "site-2", when_s=12.0, lasts_s=25.0)
+    full = accident("full", "site-2", when_s=12.0, lasts_s=40.0)
     result = simulate(Plan(seed=12, kind="private", accidents=(full,)))
     assert (result.ends, result.discarded) == (("finished",), 1)
     assert result.resent > 0

@@ -64,10 +64,10 @@ FAULTS = [
     (lambda u: replace(u, delta=u.delta[:-1]), "wire"),
     (lambda u: replace(u, weight=0), "wrong-content"),
     (lambda u: replace(u, weight=-1), "wire"),
-    (lambda u: replace(u, loss=float("nan")), "flower-4"),
+    (lambda u: replace(u, loss=float("nan")), "flower-2"),
     (misplaced, "wrong-kind"),
     (refusing, "data"),
-    (raising, "flower-4"),
+    (raising, "flower-2"),
 ]
 NAMES = [
     "identity", "stale", "nan", "huge", "layout", "size", "no-records", "negative", "nan-loss",
@@ -175,7 +175,7 @@ def other_layout(welcome: Welcome) -> Welcome:
         (other_layout, "derives another layout"),
         (lambda w: replace(w, site="site-1"), "two nodes say they are site 'site-1'"),
         (lambda w: Refusal(site=w.site, reason="refused", detail="not today"), "not today"),
-        (raising, "flower-4"),
+        (raising, "flower-2"),
     ],
 )
 def test_a_site_that_does_not_fit_takes_no_part(tmp_path: Path, fault: Any, words: str) -> None:

@@ -77,7 +77,7 @@ def test_a_node_that_left_is_greeted_anew_and_may_have_been_mended() -> None:
 
     directory = directory_of(grid := grid_of(answer, 1))
     greet(directory)
-    assert directory.why == "flower-4"
+    assert directory.why == "flower-2"
     grid.connected = set()
     greet(directory)
     grid.connected, broken = {1}, False

@@ -85,7 +85,7 @@ def test_a_crash_at_every_event_costs_no_committed_round_and_repeats_none() -> N
 def opened(rules: Rules, names: str = "abc") -> World:
     """Return a world whose first round has just begun, at time 0."""
     world = World(rules)
-    world.feed(Sites(eligible=frozenset(names), now_s=0.0))
+    world.feed(Sites(eligible=sorted(names), now_s=0.0))
     assert world.state.phase is Phase.TRAIN
     return world
 
@@ -108,7 +108,7 @@ def kinds(world: World) -> list[str]:
 
 def test_below_sites_min_the_round_waits_and_says_why() -> None:
     world = World(Rules(rounds=1, sites_min=3))
-    effects = world.feed(Sites(eligible=frozenset("ab"), now_s=0.0))
+    effects = world.feed(Sites(eligible=("a", "b"), now_s=0.0))
     assert effects == (machine.Wait(reason="round 1 waits: 2 of 3 sites are ready"),)
     world.feed(Tick(now_s=1e9))
     assert world.state == State()
@@ -138,7 +138,7 @@ def test_a_round_is_retried_and_fails_after_its_last_attempt() -> None:
     reply(world, "ab")
     reply(world, "c", good=False)
     assert world.state == State(attempt=2)
-    world.feed(Sites(eligible=frozenset("abc"), now_s=0.0))
+    world.feed(Sites(eligible=("a", "b", "c"), now_s=0.0))
     reply(world, "abc", good=False)
     why = "round 1: 0 good answers, 3 needed"
     assert world.effects[-2:] == [
@@ -151,7 +151,7 @@ def test_a_round_is_retried_and_fails_after_its_last_attempt() -> None:
 def test_an_answer_to_the_attempt_before_is_stale() -> None:
     world = opened(Rules(rounds=1, sites_min=1), "a")
     reply(world, "a", good=False)
-    world.feed(Sites(eligible=frozenset("a"), now_s=0.0))
+    world.feed(Sites(eligible=("a",), now_s=0.0))
     effects = world.feed(Answer(site="a", phase=Phase.TRAIN, round=1, attempt=1, good=True))
     assert effects == (machine.Ignore(site="a", reason="stale"),)
 
@@ -191,11 +191,11 @@ def test_a_round_whose_evaluation_nobody_answers_well_is_committed_all_the_same(
 @pytest.mark.parametrize(("share", "count", "size"), [(0.55, 20, 11), (0.07, 100, 7), (1.0, 5, 5)])
 def test_a_share_is_rounded_up_from_the_number_written(share: float, count: int, size: int) -> None:
     # 0.55 * 20 is 11.000000000000002 in floating point, which would ask for a twelfth site.
-    names = frozenset(str(number) for number in range(count))
+    names = [str(number) for number in range(count)]
     rules = Rules(rounds=1, sites_min=1, share=share, quorum=share)
     _, effects = machine.step(rules, State(), Sites(eligible=names, now_s=0.0))
     assert effects == (machine.Choose(round=1, eligible=names, size=size),)
-    state = machine.chosen(rules, State(), names, now_s=0.0)
+    state = machine.chosen(rules, State(), frozenset(names), now_s=0.0)
     for number, name in enumerate(sorted(names)):
         late, effects = machine.step(rules, state, Tick(now_s=1e9))
         assert bool(effects) == (number >= size)

@@ -11,7 +11,14 @@ import pytest
 from intramural.core.errors import RoundError
 from intramural.core.federation import FederationConfig
 from intramural.core.journal import scan
-from intramural.core.messages import Evaluated, EvaluateRequest, Reply, Request, Update
+from intramural.core.messages import (
+    Evaluated,
+    EvaluateRequest,
+    Reply,
+    Request,
+    Update,
+    Welcome,
+)
 from intramural.core.metrics import Sums
 from intramural.server.checkpoint import load_checkpoint
 from intramural.server.ledger_watch import LedgerWatch
@@ -42,26 +49,31 @@ def answering(
     *,
     sums: Sums | None = None,
     asked: list[Request] | None = None,
+    greets: int = 1,
+    measured: bool = False,
 ) -> Callable[[str, Request], Reply]:
     """Return sites that train privately; site-2's updates are changed, site-1 evaluates to `sums`.
 
-    A ledger is opened, then each round charges and settles: 1 + 2 * round entries.
+    A ledger is opened, then each round charges and settles: 1 + 2 * round entries. So does each
+    evaluation, if the rounds are `measured`. A greeting tells of `greets` entries.
     """
 
     def answer(site: str, request: Request) -> Reply:
         if asked is not None:
             asked.append(request)
         reply = honest(site, request)
+        if isinstance(reply, Welcome):
+            return replace(reply, ledger_entries=greets, ledger_head="h")
+        assert isinstance(reply, Update | Evaluated)
+        entries = 1 + (4 if measured else 2) * (reply.round - 1) + 2
         if isinstance(reply, Update):
-            entries = 1 + 2 * reply.round
             reply = replace(
                 reply, weight=1, loss=None, seconds=None, ledger_entries=entries, ledger_head="h"
             )
             return change(reply) if change is not None and site == "site-2" else reply
-        if isinstance(reply, Evaluated):
-            own = sums if sums is not None and site == "site-1" else noised([3], [4])
-            return replace(reply, sums=own)
-        return reply
+        own = sums if sums is not None and site == "site-1" else noised([3], [4])
+        entries += 2 if reply.split == "validation" else 4
+        return replace(reply, sums=own, ledger_entries=entries, ledger_head="h")
 
     return answer
 
@@ -159,7 +171,8 @@ def test_a_resumed_run_remembers_how_long_ledgers_were(tmp_path: Path) -> None:
     coordinate(tmp_path, short, grid_of(answering()))
     begin, _ = load_checkpoint(tmp_path / "checkpoints")
     assert begin is not None
-    restored = answering(lambda u: replace(u, ledger_entries=3))  # a copy from before round 2
+    # a copy from before round 2
+    restored = answering(lambda u: replace(u, ledger_entries=3), greets=3)
     rest = coordinate(tmp_path, config, grid_of(restored), begin=begin)
     assert rest.seen.records[-1]["refusals"] == {"ledger-rolled-back": 1}
     heard = {site: told["entries"] for site, told in rest.seen.records[-1]["ledgers"].items()}
@@ -172,7 +185,7 @@ def test_without_privacy_no_ledger_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_noised_counts_are_added_up(tmp_path: Path) -> None:
-    answer = answering(sums=noised([0], [2]))
+    answer = answering(sums=noised([0], [2]), measured=True)
     done = coordinate(tmp_path, private(metrics_noise=5.0), grid_of(answer))
     # 0 of 2, and twice 3 of 4
     for record in done.seen.records:
@@ -195,7 +208,8 @@ def test_noised_counts_are_added_up(tmp_path: Path) -> None:
 def test_counts_that_cannot_be_are_left_out_and_fail_nothing(
     tmp_path: Path, sums: Sums, reason: str
 ) -> None:
-    done = coordinate(tmp_path, private(metrics_noise=5.0), grid_of(answering(sums=sums)))
+    answer = answering(sums=sums, measured=True)
+    done = coordinate(tmp_path, private(metrics_noise=5.0), grid_of(answer))
     for record in done.seen.records:
         assert record["refusals"] == {reason: 1}
         assert record["metrics"] == {"accuracy": 0.75, "examples": 8.0}
@@ -210,7 +224,7 @@ def test_exact_sums_count_for_nothing_under_privacy(tmp_path: Path) -> None:
 
 def exact(site: str, request: Request) -> Reply:
     """Answer privately, but for evaluations, whose sums are exact."""
-    reply = answering()(site, request)
+    reply = answering(measured=True)(site, request)
     return honest(site, request) if isinstance(reply, Evaluated) else reply
 
 

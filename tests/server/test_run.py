@@ -12,6 +12,7 @@ from intramural.core.canonical import digest_vector
 from intramural.core.errors import CheckpointError, ConfigError, Interrupted, ModelError
 from intramural.core.files import exclusive
 from intramural.core.journal import scan
+from intramural.server.commits import commits_of
 from intramural.server.run import plan_from_config
 from intramural.server.watcher import Watcher
 from tests.rounds.runs import final, run
@@ -133,6 +134,8 @@ def test_a_harmed_checkpoint_costs_its_round_and_is_told(
     assert again["digest"] == whole["digest"]
     assert seen.lines == ["round-000003.json: ValueError: not whole, passed over"]
     assert [record["round"] for record in seen.records] == [3]
+    commits = commits_of(scan(tmp_path / "run" / "journal.jsonl").entries)
+    assert (len(commits.standing), commits.repeated, commits.problem) == (3, (3,), None)
 
 
 def test_a_checkpoint_of_another_model_is_refused(

@@ -115,7 +115,7 @@ def random_event(world: World, rng: random.Random) -> Event:
     state, dice = world.state, rng.random()
     world.now_s += rng.choice((0.0, 0.1, 1.0, 11.0))
     if state.phase is Phase.WAIT and dice < 0.7:
-        eligible = frozenset(rng.sample(SITES, rng.randint(0, len(SITES))))
+        eligible = sorted(rng.sample(SITES, rng.randint(0, len(SITES))))
         return machine.Sites(eligible=eligible, now_s=world.now_s)
     if dice < 0.2:
         return machine.Tick(now_s=world.now_s)
@@ -137,7 +137,7 @@ def calm_events(world: World) -> Iterator[Event]:
     while world.state.phase not in OVER:
         state = world.state
         if state.phase is Phase.WAIT:
-            yield machine.Sites(eligible=frozenset(SITES), now_s=world.now_s)
+            yield machine.Sites(eligible=sorted(SITES), now_s=world.now_s)
             continue
         for site in sorted(state.cohort - state.answered):
             yield machine.Answer(

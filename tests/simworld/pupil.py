@@ -8,7 +8,7 @@ whether it was ever made, and from what.
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -97,7 +97,11 @@ class Pupil(SiteAgent):
         """Allow everything."""
 
     def _welcome(self, request: Hello) -> Welcome:
-        return Welcome(site=self.name, layout=LAYOUT.digest, base=BASE, version="0")
+        welcome = Welcome(site=self.name, layout=LAYOUT.digest, base=BASE, version="0")
+        if self.federation.privacy is None:
+            return welcome
+        self.ledger.refresh()
+        return replace(welcome, ledger_entries=len(self.ledger), ledger_head=self.ledger.head)
 
     @property
     def ledger(self) -> Ledger:
@@ -160,13 +164,16 @@ class Pupil(SiteAgent):
 
     def _evaluate(self, request: EvaluateRequest) -> Evaluated:
         number = weight_of(self.name)
+        evaluated = Evaluated(
+            site=self.name, round=request.round, split=request.split, sums=sums(number)
+        )
         if self.federation.privacy is None:
-            found = sums(number)
-        else:
-            with self._charged(request, "metrics"):
-                counts = {"correct": number, "examples": number + 1}
-                found = Sums(counts={n: np.array([c], np.int64) for n, c in counts.items()})
-        return Evaluated(site=self.name, round=request.round, split=request.split, sums=found)
+            return evaluated
+        with self._charged(request, "metrics"):
+            counts = {"correct": number, "examples": number + 1}
+            found = Sums(counts={n: np.array([c], np.int64) for n, c in counts.items()})
+        entries, head = len(self.ledger), self.ledger.head
+        return replace(evaluated, sums=found, ledger_entries=entries, ledger_head=head)
 
 
 class Classroom(Desk):

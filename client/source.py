@@ -1,0 +1,88 @@
+"""Source: where a site's records and tokens come from: its file, or a simulated population."""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from intramural.core.canonical import digest_json
+from intramural.core.errors import Refused
+from intramural.core.federation import FederationConfig
+from intramural.core.site import SiteConfig
+from intramural.data.population import Pair, Population, TokenTable
+from intramural.data.readers import read_records
+from intramural.data.records import Columns, Record, Records
+from intramural.models.resident import Resident
+from intramural.models.tasks import Tokens
+
+
+class Source(Protocol):
+    """Gives the records of one site."""
+
+    def records(self) -> Records:
+        """Return all of them.
+
+        Raises:
+            DataError: As `read_records`.
+        """
+        ...
+
+    def tokens(self, resident: Resident, records: Sequence[Record]) -> Tokens:
+        """Return some of them as tokens."""
+        ...
+
+
+class FileSource:
+    """The file that site.toml names."""
+
+    def __init__(self, site: SiteConfig, federation: FederationConfig) -> None:
+        """Read nothing yet."""
+        self._site = site
+        self._federation = federation
+
+    def records(self) -> Records:
+        """Return the file's usable records."""
+        task, data = self._federation.task, self._site.data
+        key = "label" if task.kind == "classification" else "response"
+        target = data.label if task.kind == "classification" else data.response
+        if target is None:
+            raise Refused(f"{task.kind} needs data.{key} in site.toml; name the column")
+        columns = Columns(text=data.text, target=target, person=data.person, group=data.group)
+        labels = task.labels or None
+        return read_records(data.path, columns, labels=labels, strict=data.strict)
+
+    def tokens(self, resident: Resident, records: Sequence[Record]) -> Tokens:
+        """Return the records as tokens, made now."""
+        return resident.task.tokenise(records)
+
+
+class PopulationSource:
+    """One site of a simulated population, whose tokens are made once for all sites and runs."""
+
+    def __init__(self, population: Population, number: int, federation: FederationConfig) -> None:
+        """Read nothing yet; sites are numbered from 0."""
+        self._population = population
+        self._number = number
+        self._federation = federation
+
+    def records(self) -> Records:
+        """Return the site's records; they were judged when the population was dealt."""
+        return Records(records=self._population.records_of(self._number), skipped={})
+
+    def tokens(self, resident: Resident, records: Sequence[Record]) -> Tokens:
+        """Return the records' tokens, as they lie in the population's file."""
+        table = token_table(self._population, resident, self._federation)
+        inputs, targets = table.of([record.row for record in records if record.row is not None])
+        return Tokens(inputs=inputs, targets=targets)
+
+
+def token_table(
+    population: Population, resident: Resident, federation: FederationConfig
+) -> TokenTable:
+    """Return a population's tokens under a federation's model and task, made at first use."""
+    model, task = federation.model.model_dump(mode="json"), federation.task.model_dump(mode="json")
+    key = digest_json([resident.base.digest, model, task])[7:23]
+
+    def make(records: Sequence[Record]) -> Iterable[Pair]:
+        tokens = resident.task.tokenise(records)
+        return zip(tokens.inputs, tokens.targets, strict=True)
+
+    return population.tokens(key, make)

@@ -1,0 +1,189 @@
+"""A population: the records of very many simulated sites in one memory-mapped file.
+
+A folder a site would cost a million folders. Here all records lie in one Arrow file, in the order
+they were read, and a site is a list of rows: dealt, and kept in two arrays on disk, or drawn from
+a seed when they are asked for. Nothing in memory grows with the number of sites.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from intramural.core.errors import DataError
+from intramural.core.files import write_json
+from intramural.core.seeds import generator
+from intramural.data.records import Record
+
+RECORDS, FACTS, STARTS, ROWS = "records.arrow", "population.json", "starts.npy", "rows.npy"
+COLUMNS = ("text", "target", "group", "person")
+BATCH_ROWS = 10_000
+Rows = NDArray[np.int64]
+"""Positions of a site's records in the file, ascending, shape `(records,)`."""
+Pair = tuple[NDArray[np.int32], NDArray[np.int32]]
+"""One record's token ids and targets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Sites that hold `records` records each, drawn from the file without repeats in a site."""
+
+    records: int
+    seed: int
+
+
+class Population:
+    """The sites of a population, by number from 0."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open what `write_population` wrote; nothing is read yet but its facts.
+
+        Raises:
+            DataError: The folder holds no whole population.
+        """
+        self.folder = folder
+        self._tables: dict[str, TokenTable] = {}
+        try:
+            facts = json.loads((folder / FACTS).read_bytes())
+            self._table = _mapped(folder / RECORDS)
+            self.sites: int = facts["sites"]
+            self._draw = Draw(**facts["draw"]) if facts["draw"] else None
+            if self._draw is None:
+                self._starts = np.load(folder / STARTS, mmap_mode="r")
+                self._rows = np.load(folder / ROWS, mmap_mode="r")
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise DataError(
+                f"{folder}: holds no whole population ({type(error).__name__}); deal it anew"
+            ) from error
+
+    def __len__(self) -> int:
+        """Return the number of records in the file."""
+        return int(self._table.num_rows)
+
+    def rows_of(self, site: int) -> Rows:
+        """Return the rows that a site holds."""
+        if self._draw is None:
+            return np.array(self._rows[self._starts[site] : self._starts[site + 1]])
+        rng = generator(self._draw.seed, "population", site)
+        return np.sort(rng.choice(len(self), size=self._draw.records, replace=False))
+
+    def records_of(self, site: int) -> tuple[Record, ...]:
+        """Return a site's records; each knows its row."""
+        rows = self.rows_of(site)
+        columns = [self._table.column(name).take(rows).to_pylist() for name in COLUMNS]
+        return tuple(
+            Record(text=text, target=target, group=group, person=person, row=row)
+            for text, target, group, person, row in zip(*columns, rows.tolist(), strict=True)
+        )
+
+    def tokens(self, key: str, make: Callable[[Sequence[Record]], Iterable[Pair]]) -> "TokenTable":
+        """Return all records' tokens, from the file of that name; it is made if it is not there.
+
+        Args:
+            key: Names tokenizer and settings; another key is another file.
+            make: Returns ids and targets of some records, in their order.
+        """
+        if key not in self._tables:
+            path = self.folder / f"tokens-{key}.arrow"
+            if not path.is_file():
+                self._write_tokens(path, make)
+            self._tables[key] = TokenTable(path)
+        return self._tables[key]
+
+    def _write_tokens(self, path: Path, make: Callable[[Sequence[Record]], Iterable[Pair]]) -> None:
+        kind = pa.list_(pa.int32())
+        schema = pa.schema([("inputs", kind), ("targets", kind)])
+
+        def write(sink: Any) -> None:
+            with pa.ipc.new_file(sink, schema) as file:
+                for start in range(0, len(self), BATCH_ROWS):
+                    part = self._table.slice(start, BATCH_ROWS).select(["text", "target"])
+                    records = [
+                        Record(text=row["text"], target=row["target"]) for row in part.to_pylist()
+                    ]
+                    pairs = list(make(records))
+                    arrays = [pa.array([pair[side] for pair in pairs], kind) for side in (0, 1)]
+                    file.write_batch(pa.record_batch(arrays, schema=schema))
+
+        _write_beside(path, write)
+
+
+class TokenTable:
+    """Token ids and targets of a population's records, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a file that `Population.tokens` wrote."""
+        table = _mapped(path)
+        self._sides = [
+            [(chunk.values.to_numpy(), chunk.offsets.to_numpy()) for chunk in column.chunks]
+            for column in (table.column("inputs"), table.column("targets"))
+        ]
+
+    def of(self, rows: Sequence[int]) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]:
+        """Return the ids and the targets of some rows; the arrays are views, and read-only."""
+        places = [divmod(row, BATCH_ROWS) for row in rows]
+        inputs, targets = ([_cell(side[b], i) for b, i in places] for side in self._sides)
+        return inputs, targets
+
+
+def _cell(batch: tuple[NDArray[Any], NDArray[Any]], index: int) -> NDArray[np.int32]:
+    values, starts = batch
+    return values[starts[index] : starts[index + 1]]
+
+
+def write_population(
+    folder: Path, records: Sequence[Record], dealt: Sequence[Rows] | Draw, *, sites: int
+) -> Population:
+    """Write a population and open it; the small file of facts comes last.
+
+    Args:
+        folder: Where; made if it is not there.
+        records: All of them.
+        dealt: Each site's rows, or how they are drawn.
+        sites: How many there are.
+
+    Raises:
+        DataError: A site would draw more records than there are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {name: [getattr(r, name) for r in records] for name in COLUMNS}
+    table = pa.table(
+        {name: pa.array(values, pa.large_string()) for name, values in columns.items()}
+    )
+
+    def write(sink: Any) -> None:
+        with pa.ipc.new_file(sink, table.schema) as file:
+            file.write_table(table.combine_chunks())
+
+    _write_beside(folder / RECORDS, write)
+    draw = None
+    if isinstance(dealt, Draw):
+        if dealt.records > len(records):
+            raise DataError(
+                f"a site cannot draw {dealt.records} of {len(records)} records; lower draw:RECORDS"
+            )
+        draw = {"records": dealt.records, "seed": dealt.seed}
+    else:
+        starts = np.cumsum([0, *(len(rows) for rows in dealt)], dtype=np.int64)
+        np.save(folder / STARTS, starts)
+        np.save(folder / ROWS, np.concatenate([np.sort(rows) for rows in dealt]))
+    write_json(folder / FACTS, {"sites": sites, "draw": draw})
+    return Population(folder)
+
+
+def _write_beside(path: Path, write: Callable[[Any], None]) -> None:
+    """Write a file under another name first: whoever finds it finds it whole."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with pa.OSFile(str(beside), "wb") as sink:
+        write(sink)
+    beside.replace(path)
+
+
+def _mapped(path: Path) -> Any:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
