@@ -5,6 +5,8 @@ process passes the letters on. A simulation's nodes name none, and answer in thi
 """
 
 import json
+from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,6 @@ from intramural.core.errors import Refused
 from intramural.core.federation import FederationConfig
 from intramural.core.letter import Letter, read_request
 from intramural.core.messages import Reply
-from intramural.core.site import load_site
 from intramural.core.wire import encode, to_letter, to_records
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 # A plain assignment: flwr finds `app` by reading the syntax tree, and an annotated one is missed.
 app = ClientApp()
 
-_agents: dict[tuple[Path, str], "SiteAgent"] = {}
+AGENTS_MAX = 1024
+"""Agents kept at once: a population has many more sites than a round has."""
+_agents: OrderedDict[tuple[str, int, str], "SiteAgent"] = OrderedDict()
 """Agents of this process: a process that lives on keeps model and tokens between rounds."""
 
 
@@ -65,7 +68,7 @@ def _respond(message: Message, context: Context) -> Message:
 
 
 def _answer(letter: Letter, context: Context) -> Reply:
-    agent = agent_for(_site_file(context), _manifest(context))
+    agent = agent_for(context)
     # reading a vector needs the layout, and so the model; a greeting shall not wait for it
     layout = agent.layout if letter.vector is not None else None
     return agent.answer(read_request(letter, layout=layout))
@@ -76,33 +79,37 @@ def _manifest(context: Context) -> str:
     return str(context.run_config.get("manifest", ""))
 
 
-def agent_for(site_file: Path, manifest: str) -> "SiteAgent":
-    """Return this process's agent for a site and a manifest, made at first use.
-
-    Raises:
-        ConfigError: site.toml or the manifest is wrong.
-    """
-    key = (site_file, manifest)
-    if key not in _agents:
-        from intramural.client.agent import SiteAgent  # here: it imports torch, which takes seconds
-
-        try:
-            table = json.loads(manifest)
-        except ValueError:
-            raise Refused("the run's manifest is not JSON; submit the run's bundle anew") from None
-        federation = check_config(table, FederationConfig, source="manifest")
-        _agents[key] = SiteAgent(load_site(site_file), federation)
-    return _agents[key]
-
-
-def _site_file(context: Context) -> Path:
-    """Return where a simulated node's site.toml lies: in the run's configuration.
+def agent_for(context: Context) -> "SiteAgent":
+    """Return this process's agent for a simulated node, made at first use and kept a while.
 
     A deployed node names its worker instead, in its own configuration, which nobody else can set.
     It never comes here: no run can make it open a file.
+
+    Raises:
+        ConfigError: site.toml or the manifest is wrong.
+        Refused: The node is neither simulated nor has a worker.
     """
-    folder = context.run_config.get("simulation-sites")
+    folder, manifest = context.run_config.get("simulation-sites"), _manifest(context)
     if not folder or "partition-id" not in context.node_config:
         raise Refused("the node names no worker; start the site with `intramural client up`")
-    sites = sorted(Path(str(folder)).glob("*/site.toml"))
-    return sites[int(context.node_config["partition-id"])]
+    number, sites = (int(context.node_config[key]) for key in ("partition-id", "num-partitions"))
+    key = (str(folder), number, manifest)
+    if key not in _agents:
+        # here: it imports torch, which takes seconds
+        from intramural.client.simulated import simulated_agent
+
+        _agents[key] = simulated_agent(Path(str(folder)), number, sites, _federation(manifest))
+        while len(_agents) > AGENTS_MAX:
+            _agents.popitem(last=False)
+    _agents.move_to_end(key)
+    return _agents[key]
+
+
+@lru_cache(maxsize=4)
+def _federation(manifest: str) -> FederationConfig:
+    """Return the federation of a manifest; the sites of a simulation share it."""
+    try:
+        table = json.loads(manifest)
+    except ValueError:
+        raise Refused("the run's manifest is not JSON; submit the run's bundle anew") from None
+    return check_config(table, FederationConfig, source="manifest")

@@ -23,7 +23,9 @@ from intramural.core.messages import (
     Hello,
     Refusal,
     Reply,
+    Request,
     TrainRequest,
+    Welcome,
 )
 from intramural.core.site import SiteConfig, load_site
 from intramural.trust.envelope import MANIFEST_TYPE, open_envelope
@@ -173,7 +175,7 @@ class Desk:
             detail = f"the site answered round {passed} of this run already"
             reply: Reply = Refusal(site=self.name, reason=STALE, detail=detail)
         else:
-            reply = agent.answer(request)
+            reply = self._reply(agent, request)
         if isinstance(reply, Refusal):
             return self._refusal(reply, answers=letter.digest, **place)
         answer = self._sealed(reply, answers=letter.digest)
@@ -181,6 +183,22 @@ class Desk:
             self._keep(request, letter, answer, federation)
         self._audit.append("sent", **place, **_facts(answer, letter, federation))
         return answer
+
+    def _reply(self, agent: SiteAgent, request: Request) -> Reply:
+        """Return the agent's reply, if the disk can store a round's answer.
+
+        Else the coordinator hears so at the greeting, and no charge is made for an answer that
+        could not leave.
+
+        Raises:
+            JournalError: The disk cannot.
+        """
+        if isinstance(request, TrainRequest):
+            self._replies.check_room(agent.layout.nbytes)
+        reply = agent.answer(request)
+        if isinstance(reply, Welcome):  # not before: a policy refuses without building the model
+            self._replies.check_room(agent.layout.nbytes)
+        return reply
 
     def _keep(
         self,

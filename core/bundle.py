@@ -25,6 +25,7 @@ SETTINGS: dict[str, str | bool | float] = {
     "resume": True,
     "engine": "flower",
     "patience-s": ENDLESS,
+    "durable": True,
     "simulation-sites": "",
     "coordinator": "",
 }

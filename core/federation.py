@@ -1,7 +1,9 @@
 """federation.toml: what all sites agree on. Its canonical form is the manifest."""
 
 import unicodedata
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -187,8 +189,8 @@ class Privacy(Section):
     engine: Literal["bookkeeping", "opacus"] = "bookkeeping"
     """'bookkeeping' (one forward, one backward), or 'opacus' as it is"""
     metrics_noise: Positive | None = None
-    """classification by records: noise on each evaluation's two counts, charged; absent: sites send
-    no metrics"""
+    """noise on each evaluation's two counts / how far one unit moves them, charged; absent: sites
+    send no metrics"""
 
     @property
     def nominal_units(self) -> int:
@@ -199,8 +201,6 @@ class Privacy(Section):
     def _is_a_plan(self) -> "Privacy":
         if (self.epsilon is None) == (self.noise_multiplier is None):
             raise ValueError("set exactly one of privacy.epsilon and privacy.noise_multiplier")
-        if self.metrics_noise is not None and self.unit == "person":
-            raise ValueError("privacy.metrics_noise bounds records, not persons; leave it out")
         person = (self.nominal_persons, self.records_per_person)
         if self.unit == "person" and None in person:
             raise ValueError(
@@ -258,13 +258,6 @@ class FederationConfig(Section):
     """absent: no claim for a site as a whole; the sum is divided by sites.min, whoever answers"""
 
     @model_validator(mode="after")
-    def _metrics_are_counts(self) -> "FederationConfig":
-        noised = self.privacy is not None and self.privacy.metrics_noise is not None
-        if noised and self.task.kind != "classification":
-            raise ValueError("privacy.metrics_noise is for classification; leave it out")
-        return self
-
-    @model_validator(mode="after")
     def _hides_sites(self) -> "FederationConfig":
         if self.site_privacy is None:
             return self
@@ -296,7 +289,13 @@ class FederationConfig(Section):
         """Return the manifest: canonical JSON."""
         return canonical_json(self.to_json()).decode()
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Digest of the manifest."""
+        """Digest of the manifest; a site compares it with every request's."""
         return digest_json(self.to_json())
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; a digest known already is that of the old content."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("digest", None)
+        return copied

@@ -100,14 +100,20 @@ class Journal:
         kept elsewhere to notice that.
     """
 
-    def __init__(self, path: Path, *, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self, path: Path, *, now: Callable[[], datetime] = utc_now, sync: bool = True
+    ) -> None:
         """Open or create the journal at `path`, dropping a torn last record.
+
+        Without `sync` an entry is the system's before `append` returns, and the disk's some time
+        later: a process that is killed loses nothing, a power cut may lose the last entries.
 
         Raises:
             JournalError: The journal on disk is broken, see `scan`; or the disk refuses.
         """
         self.path = path
         self._now = now
+        self._sync = sync
         self._torn: int | None = None
         """Where an append began that is not whole."""
         try:
@@ -167,7 +173,8 @@ class Journal:
         view = memoryview(line)
         while view:
             view = view[self._file.write(view) :]
-        os.fsync(self._file.fileno())
+        if self._sync:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

@@ -1,9 +1,10 @@
 """Layout: the fixed order, names, shapes and offsets of parameters in one flat float32 vector."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
+from itertools import accumulate
 from math import prod
 
 import numpy as np
@@ -44,12 +45,12 @@ class Slot:
     start: int
     """Offset of the first element, in elements."""
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of elements."""
         return prod(self.shape)
 
-    @property
+    @cached_property
     def stop(self) -> int:
         """Offset after the last element, in elements."""
         return self.start + self.size
@@ -97,13 +98,18 @@ class Layout:
         """Digest of names and shapes; equal digests mean interchangeable vectors."""
         return digest_json(self.to_json())
 
-    def slots(self) -> Iterator[Slot]:
-        """Yield each parameter's place, in order."""
-        start = 0
-        for name, shape in self.entries:
-            slot = Slot(name=name, shape=shape, start=start)
-            yield slot
-            start = slot.stop
+    def slots(self) -> tuple[Slot, ...]:
+        """Return each parameter's place, in order."""
+        return self._slots
+
+    @cached_property
+    def _slots(self) -> tuple[Slot, ...]:
+        sizes = [prod(shape) for _, shape in self.entries]
+        starts = accumulate(sizes, initial=0)
+        return tuple(
+            Slot(name=name, shape=shape, start=start)
+            for (name, shape), start in zip(self.entries, starts, strict=False)
+        )
 
     def flatten(self, arrays: Mapping[str, NDArray[np.float32]]) -> Vector:
         """Return the named arrays as one vector of shape `(size,)`.

@@ -51,10 +51,11 @@ def to_letter(records: RecordDict) -> Letter:
     Raises:
         WireError: The records are not a letter's: others beside, or a vector of another type.
     """
-    config = records.config_records.get(RECORD)
-    names = set(config) if config is not None else set()
-    header = config.get(HEADER) if config is not None and names <= {HEADER, SEAL} else None
-    seal = config.get(SEAL) if config is not None else None
+    # Not by `config_records`: it makes a reference cycle, which keeps the vector from being freed.
+    config = records.get(RECORD)
+    fields = dict(config) if isinstance(config, ConfigRecord) else {}
+    header = fields.get(HEADER) if set(fields) <= {HEADER, SEAL} else None
+    seal = fields.get(SEAL)
     if not isinstance(header, str) or not isinstance(seal, str | None):
         raise WireError("message has no header; the peer does not speak Intramural")
     if not set(records) <= {RECORD, VECTOR}:
@@ -64,8 +65,8 @@ def to_letter(records: RecordDict) -> Letter:
 
 
 def _vector_bytes(records: RecordDict) -> bytes:
-    record = records.array_records.get(VECTOR)
-    if record is None or set(record) != {FLAT}:
+    record = records[VECTOR]
+    if not isinstance(record, ArrayRecord) or set(record) != {FLAT}:
         raise WireError("vector is missing, or more than one came")
     array = record[FLAT]
     if (array.dtype, array.stype) != ("float32", STYPE):

@@ -42,11 +42,12 @@ def _paths(folder: Path, round_: int) -> tuple[Path, Path]:
     return folder / f"{stem}.safetensors", folder / f"{stem}.json"
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) -> None:
     """Write a checkpoint and remove those before the last two.
 
     The arrays are on disk under their name before the small file that vouches for them (round,
-    SHA-256) is; a crash between the two leaves the generation before as the newest.
+    SHA-256) is; a crash between the two leaves the generation before as the newest. Without `sync`
+    that holds for a process that is killed, and not for a power cut.
 
     Raises:
         CheckpointError: The disk refused; the generation before is untouched.
@@ -59,10 +60,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         for left_over in folder.glob("*.partial"):  # by a run that was killed while it wrote
             left_over.unlink()
         save_file({"vector": checkpoint.vector, **named}, partial)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(partial, arrays_path)
-        sync_folder(folder)
+        if sync:
+            sync_folder(folder)
         facts = {
             "round": checkpoint.round,
             "manifest": checkpoint.manifest,
@@ -70,7 +73,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             "arrays": digest_file(arrays_path),
             "history": checkpoint.history,
         }
-        write_json(facts_path, facts | {"digest": digest_json(facts)})
+        write_json(facts_path, facts | {"digest": digest_json(facts)}, sync=sync)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise CheckpointError(f"{arrays_path}: cannot write: {error}; free space there") from error

@@ -32,6 +32,7 @@ from intramural.server.report_words import (
     joining,
     measures_of,
     number_text,
+    scenario_line,
     score,
     seconds_text,
     site_names,
@@ -59,6 +60,7 @@ def render_html(report: Report) -> str:
         task=str(report.get("task") or ""),
         headline=_typeset(headline(report)),
         joining=_typeset(joining(report)),
+        scenario=_typeset(scenario_line(report)),
         privacy_line=privacy_line(report),
         privacy=privacy_table(report),
         planned=bool(report.get("privacy_plan") or report.get("site_privacy")),
@@ -242,6 +244,7 @@ def _glance(report: Report) -> list[tuple[str, str]]:
         ("parameters trained", f"{_count(model.get('trained'))}{_share(model)}"),
         ("to and from the sites", _both_ways(report)),
         ("duration", seconds_text(report.get("seconds"))),
+        ("on the scenario's links", seconds_text(report.get("simulated_seconds"))),
     ]
     return [(caption, value) for caption, value in glance if value != ABSENT]
 

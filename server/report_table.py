@@ -18,6 +18,7 @@ from intramural.server.report_words import (
     joining,
     measures_of,
     number_text,
+    scenario_line,
     score,
 )
 
@@ -31,7 +32,7 @@ def print_report(report: Report, console: Console) -> None:
     """
     if final_rows(report):
         console.print(_table(report))
-    for line in (headline(report), joining(report)):
+    for line in (headline(report), joining(report), scenario_line(report)):
         if line:
             console.print(Text(line))
     console.print(Text(privacy_line(report)))

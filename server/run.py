@@ -2,7 +2,7 @@
 
 import json
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -18,6 +18,7 @@ from intramural.core.federation import FederationConfig
 from intramural.core.files import Held, exclusive, write_json
 from intramural.core.journal import Entry, Journal, scan
 from intramural.server.checkpoint import Checkpoint, load_checkpoint
+from intramural.server.commits import commits_of
 from intramural.server.coordinator import Coordinator
 from intramural.server.directory import Manners
 from intramural.server.export import Beginning, beginning, save_final
@@ -50,6 +51,9 @@ class RunPlan:
     engine: str = "flower"
     patience_s: float = inf
     """How long a round may wait for sites before the run stops."""
+    durable: bool = True
+    """Commits are on disk at once; False, as in a simulation: they survive a killed process, and
+    not a power cut."""
 
     def to_config(self) -> dict[str, str | bool | float]:
         """Return Flower's configuration of the run; `plan_from_config` reads it back."""
@@ -60,6 +64,7 @@ class RunPlan:
             "resume": self.resume,
             "engine": self.engine,
             "patience-s": self.patience_s if self.patience_s < inf else ENDLESS,
+            "durable": self.durable,
         }
 
 
@@ -80,8 +85,16 @@ def run_federation(
     *,
     watcher: Watcher | None = None,
     deployment: Deployment | None = None,
+    adapt: Callable[[Setting], Setting] | None = None,
 ) -> dict[str, Any]:
     """Run a federation to its end and return its report; everything durable is in the folder.
+
+    Args:
+        plan: What to run, and where.
+        grid: To the sites.
+        watcher: Told of the run's events.
+        deployment: What a deployed coordinator has and a simulation lacks.
+        adapt: Changes what the coordinator works with: a simulation's own clock.
 
     Raises:
         ConfigError: The folder holds a run and `resume` is false, or a run of another manifest;
@@ -90,7 +103,7 @@ def run_federation(
     """
     try:
         with exclusive(plan.folder / LOCK, wait_s=deployment.takeover_s if deployment else 0.0):
-            return _run_alone(plan, grid, watcher or Watcher(), deployment)
+            return _run_alone(plan, grid, watcher or Watcher(), deployment, adapt or (lambda s: s))
     except Held:
         raise ConfigError(
             f"{plan.folder}: another process runs a federation there; use another --out"
@@ -98,7 +111,11 @@ def run_federation(
 
 
 def _run_alone(
-    plan: RunPlan, grid: Grid, watcher: Watcher, deployment: Deployment | None
+    plan: RunPlan,
+    grid: Grid,
+    watcher: Watcher,
+    deployment: Deployment | None,
+    adapt: Callable[[Setting], Setting],
 ) -> dict[str, Any]:
     start = _start(plan, watcher)
     first = beginning(plan.federation, plan.places)
@@ -109,7 +126,7 @@ def _run_alone(
         raise CheckpointError(
             f"{plan.folder}: the checkpoint's layout is not the model's; use a new --out"
         )
-    journal = Journal(plan.folder / JOURNAL)
+    journal = Journal(plan.folder / JOURNAL, sync=plan.durable)
     try:
         check_charges(plan.federation, journal.entries, committed=start.round)
         _make_up(journal, start)
@@ -132,10 +149,11 @@ def _run_alone(
             checkpoints=plan.folder / CHECKPOINTS,
             watcher=watcher,
             patience_s=plan.patience_s,
+            durable=plan.durable,
             again=deployment.again if deployment else None,
             manners=deployment.manners if deployment else None,
         )
-        outcome = Coordinator(setting, start).run()
+        outcome = Coordinator(adapt(setting), start).run()
         digest = digest_vector(outcome.vector)
         save_final(plan.federation, plan.places, outcome.vector, plan.folder / MODEL)
         report = run_report(
@@ -155,8 +173,8 @@ def _run_alone(
 
 def _make_up(journal: Journal, start: Checkpoint) -> None:
     """Journal the last commit, if a crash came between its checkpoint and its entry."""
-    rounds = {entry.body["round"] for entry in journal.entries if entry.kind == "committed"}
-    if start.round and start.round not in rounds:
+    standing = commits_of(journal.entries).standing
+    if start.round > (standing[-1].body["round"] if standing else 0):
         journal.append("committed", digest=digest_vector(start.vector), **start.history[-1])
 
 
@@ -215,6 +233,7 @@ def plan_from_config(run_config: dict[str, Any]) -> RunPlan:
         resume=bool(run_config.get("resume", False)),
         engine=str(run_config.get("engine", "flower")),
         patience_s=inf if patience_s == ENDLESS else patience_s,
+        durable=bool(run_config.get("durable", True)),
     )
 
 

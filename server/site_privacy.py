@@ -83,11 +83,11 @@ def site_statement(federation: FederationConfig, entries: Sequence[Entry]) -> di
         for one site's updates present or absent. `NOT_COVERED` and `SiteDPFedAvg` say what it
         leaves out and what voids it.
     """
-    from intramural.privacy.accountant import Event, answered_by, epsilon_pld  # a second to load
-
     plan = federation.site_privacy
     if plan is None:
         return None
+    from intramural.privacy.accountant import Event, answered_by, epsilon_pld  # a second to load
+
     noises = [entry.body["noise_multiplier"] for entry in entries if entry.kind == CHARGED]
     events = [Event(sample_rate=1.0, noise_multiplier=noise, steps=1) for noise in noises]
     epsilon = epsilon_pld(events, delta=plan.delta, relation="add-remove")

@@ -2,8 +2,9 @@
 
 import json
 import os
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -15,7 +16,12 @@ from intramural.core.site import SiteConfig, load_site
 from intramural.server.report_table import print_report
 from intramural.server.screen import Screen
 from intramural.simulations.partition import parse_spec
+from intramural.simulations.scenario import load_scenario
 from intramural.simulations.sites import Deal, target_column
+
+if TYPE_CHECKING:
+    from intramural.simulations.engines import Engine
+    from intramural.simulations.simulate import Simulation
 
 FEDERATION = typer.Argument(help="The federation's configuration, federation.toml.")
 DATA = typer.Option(
@@ -34,14 +40,32 @@ def simulate_command(
         int, typer.Option(min=1, help="Number of sites the records are dealt to.")
     ] = 5,
     partition: Annotated[
+        str | None,
+        typer.Option(
+            help="How records are dealt: iid, dirichlet:ALPHA, size:POWER, column:NAME, or "
+            "draw:RECORDS, by which each of any number of sites draws so many; by default as the "
+            "scenario says, or iid."
+        ),
+    ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(
+            help="Links, speeds, hours and faults of the sites, on a simulated clock: a name "
+            "(hospitals-on-vpn, calm ...; docs/scenarios.md) or a .toml file."
+        ),
+    ] = None,
+    engine: Annotated[
         str,
         typer.Option(
-            help="How records are dealt: iid, dirichlet:ALPHA, size:POWER or column:NAME."
+            help="inprocess; pool (worker processes); batched (many small models in one step); "
+            "ray (Flower's own simulation, several machines); or auto, which tries a round and "
+            "says what it chose."
         ),
-    ] = "iid",
-    engine: Annotated[
-        str, typer.Option(help="inprocess, or ray (Flower's own simulation, several processes).")
     ] = "inprocess",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes of the pool; cells of a sweep at once."),
+    ] = None,
     compare: Annotated[
         str, typer.Option(help="What to compare with: local,pooled,baseline, or none.")
     ] = "local,pooled,baseline",
@@ -62,8 +86,27 @@ def simulate_command(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Processor threads; results depend on it in the last bits."),
+        typer.Option(
+            min=1,
+            help="Processor threads of a site; results depend on it in the last bits. By default "
+            "1 with pool and auto, and else all.",
+        ),
     ] = None,
+    sweep: Annotated[
+        Path | None,
+        typer.Option(help="Run a cell for each setting in this sweep.toml, and compare them."),
+    ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option(help="Run two rounds, and tell what the whole federation would take."),
+    ] = False,
+    hardware: Annotated[
+        Path | None,
+        typer.Option(help="With --plan: a hardware.toml of the sites' machines and links."),
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option(help="Write OUT/trace.json, to open in ui.perfetto.dev.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option(help="Go on from the last committed round in OUT.")
     ] = False,
@@ -80,24 +123,36 @@ def simulate_command(
     Example: intramural simulate federation.toml --data notes.csv --text note
     --label chapter --sites 5 --partition dirichlet:0.3 --out runs/first
     """
-    from intramural.simulations.simulate import COMPARISONS, Simulation, simulate
-
     columns = {"text": text, "label": label, "response": response, "group": group, "person": person}
-    config = load_config(federation, FederationConfig)
-    template = _template(data, columns, threads=threads)
-    beside = federation.parent / config.model.base
-    if beside.is_dir():  # sites run elsewhere: tell them the whole path
-        places = template.model | {config.model.base: str(beside.resolve())}
-        template = template.model_copy(update={"model": places})
-    target_column(config, template)
-    parse_spec(partition)
-    kinds = frozenset(compare.split(",")) - {"none"}
-    if engine not in ("inprocess", "ray") or not kinds <= COMPARISONS:
-        raise ConfigError(
-            "--engine is inprocess or ray; --compare is none or some of "
-            f"{','.join(sorted(COMPARISONS))}; got --engine {engine} --compare {compare}"
+    console = Console(stderr=as_json)
+    if sweep is not None:
+        _refuse_with_sweep(scenario=scenario, ledgers=ledgers, trace=trace, plan=plan)
+        _sweep(
+            console,
+            as_json=as_json,
+            federation=federation,
+            data=data,
+            sweep=sweep,
+            out=out,
+            sites=sites,
+            partition=partition or "iid",
+            workers=workers,
+            threads=threads,
+            resume=resume,
+            options=_options(columns),
         )
-    plan = Simulation(
+        return
+    from intramural.simulations.simulate import Simulation
+
+    config = load_config(federation, FederationConfig)
+    beside = federation.parent / config.model.base
+    places = {config.model.base: str(beside.resolve())} if beside.is_dir() else {}
+    each = 1 if engine in ("auto", "pool") else os.cpu_count()
+    template = _template(data, columns, places=places, threads=threads, otherwise=each)
+    target_column(config, template)
+    played = load_scenario(scenario) if scenario is not None else None
+    partition = _parsed(partition or (played.partition if played else None) or "iid")
+    simulation = Simulation(
         deal=Deal(
             federation=config,
             template=template,
@@ -106,22 +161,86 @@ def simulate_command(
             folder=out,
             ledgers=ledgers,
         ),
-        engine="ray" if engine == "ray" else "inprocess",
+        engine=_engine(engine),
         resume=resume,
-        compare=kinds,
+        compare=_comparisons(compare),
+        scenario=played,
+        workers=workers,
+        trace=trace,
     )
-    console = Console(stderr=as_json)
-    with Screen(console, rounds=config.federation.rounds) as screen:
-        report = simulate(plan, watcher=screen)
+    if plan:
+        from intramural.simulations.sweep_cli import show_plan
+
+        show_plan(simulation, hardware=hardware, console=console, as_json=as_json)
+    else:
+        _run(simulation, console, as_json=as_json)
+
+
+def _run(simulation: "Simulation", console: Console, *, as_json: bool) -> None:
+    from intramural.simulations.simulate import simulate
+
+    with Screen(console, rounds=simulation.federation.federation.rounds) as screen:
+        report = simulate(simulation, watcher=screen)
     if as_json:
         typer.echo(json.dumps(report))
         return
     print_report(report, console)
+    out = simulation.folder
     console.print(f"report: {out / 'report.html'}   model: {out / 'model'}", highlight=False)
 
 
-def _template(data: Path, columns: dict[str, str | None], *, threads: int | None) -> SiteConfig:
-    """Return what all simulated sites share, from a site.toml or from a file's columns."""
+def _parsed(partition: str) -> str:
+    parse_spec(partition)  # refuses what it cannot read, before anything is written
+    return partition
+
+
+def _refuse_with_sweep(**given: Any) -> None:
+    named = [f"--{name}" for name, value in given.items() if value]
+    if named:
+        raise ConfigError(f"a sweep's cells take no {', '.join(named)}; leave it out")
+
+
+def _sweep(console: Console, *, as_json: bool, **order: Any) -> None:
+    from intramural.simulations.sweep_cli import SweepOrder, run_sweep
+
+    run_sweep(SweepOrder(**order), console=console, as_json=as_json)
+
+
+def _options(columns: dict[str, str | None]) -> tuple[str, ...]:
+    """Return the columns that were named, as options of another `simulate`."""
+    named = [[f"--{name}", column] for name, column in columns.items() if column is not None]
+    return tuple(chain.from_iterable(named))
+
+
+def _engine(name: str) -> "Engine":
+    from intramural.simulations.engines import ENGINES
+
+    if name not in ENGINES:
+        raise ConfigError(f"--engine is one of {', '.join(ENGINES)}; got {name}")
+    return cast("Engine", name)
+
+
+def _comparisons(names: str) -> frozenset[str]:
+    from intramural.simulations.simulate import COMPARISONS
+
+    kinds = frozenset(names.split(",")) - {"none"}
+    if not kinds <= COMPARISONS:
+        raise ConfigError(f"--compare is none or some of {','.join(sorted(COMPARISONS))}")
+    return kinds
+
+
+def _template(
+    data: Path,
+    columns: dict[str, str | None],
+    *,
+    places: dict[str, str],
+    threads: int | None,
+    otherwise: int | None,
+) -> SiteConfig:
+    """Return what all simulated sites share, from a site.toml or from a file's columns.
+
+    A base model beside federation.toml is in `places`, by its whole path: sites run elsewhere.
+    """
     named = {name: column for name, column in columns.items() if column is not None}
     if data.suffix == ".toml":
         if named:
@@ -136,6 +255,7 @@ def _template(data: Path, columns: dict[str, str | None], *, threads: int | None
         }
         template = check_config(table, SiteConfig, source="options")
     # fixed here, so that every engine adds up in the same order
-    threads = threads or template.compute.threads or os.cpu_count()
+    threads = threads or template.compute.threads or otherwise
     compute = template.compute.model_copy(update={"threads": threads})
-    return template.model_copy(update={"compute": compute})
+    model = template.model | places
+    return template.model_copy(update={"compute": compute, "model": model})

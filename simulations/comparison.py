@@ -27,7 +27,7 @@ from intramural.core.messages import (
     Update,
 )
 from intramural.core.metrics import Sums, add_sums
-from intramural.core.site import load_site
+from intramural.core.site import SiteConfig, load_site
 from intramural.server.report import result_of
 
 
@@ -62,11 +62,15 @@ def open_form(federation: FederationConfig) -> FederationConfig:
     return federation.model_copy(update={"privacy": None})
 
 
-def open_agent(file: Path, federation: FederationConfig) -> SiteAgent:
-    """Return an agent that compares and measures; its site's demand for privacy is set aside."""
-    site = load_site(file)
+def open_site(site: SiteConfig) -> SiteConfig:
+    """Return a site whose demand for privacy is set aside, for the simulator's own measurements."""
     policy = site.policy.model_copy(update={"require_privacy": False})
-    return SiteAgent(site.model_copy(update={"policy": policy}), federation)
+    return site.model_copy(update={"policy": policy})
+
+
+def open_agent(file: Path, federation: FederationConfig) -> SiteAgent:
+    """Return an agent that compares and measures."""
+    return SiteAgent(open_site(load_site(file)), federation)
 
 
 def test_results(plan: Comparison, vector: Vector) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from intramural.core.errors import ConfigError, DataError
 from intramural.data.records import Record
 from intramural.data.split import grouping_keys
 
-SPECS = "'iid', 'dirichlet:ALPHA' (above 0), 'size:POWER' (0 or above), 'column:NAME'"
+SPECS = (
+    "'iid', 'dirichlet:ALPHA' (above 0), 'size:POWER' (0 or above), 'column:NAME', 'draw:RECORDS'"
+)
 
 Indices = NDArray[np.int64]
 """Positions in the records, ascending, shape `(rows,)`."""
@@ -25,9 +27,9 @@ Group = list[int]
 class Scheme:
     """A parsed specification."""
 
-    kind: Literal["iid", "dirichlet", "size", "column"]
+    kind: Literal["iid", "dirichlet", "size", "column", "draw"]
     number: float = 0.0
-    """dirichlet: concentration; size: power; else 0."""
+    """dirichlet: concentration; size: power; draw: records of a site; else 0."""
     column: str = ""
     """column: its name; else empty."""
 
@@ -66,6 +68,8 @@ def parse_spec(spec: str) -> Scheme:
         return Scheme(kind="dirichlet", number=number)
     if kind == "size" and 0 <= number < math.inf:
         return Scheme(kind="size", number=number)
+    if kind == "draw" and 1 <= number < math.inf and number == int(number):
+        return Scheme(kind="draw", number=number)
     raise ConfigError(f"no partition is called {spec!r}; use one of {SPECS}")
 
 
@@ -103,6 +107,7 @@ def partition(
     Source of dirichlet: Hsu et al. 2019, https://arxiv.org/abs/1909.06335.
     """
     scheme = parse_spec(spec)
+    assert scheme.kind != "draw", "a population's sites draw for themselves"
     if sites < 1:
         raise ConfigError(f"sites must be at least 1, got {sites!r}")
     if scheme.kind == "column":

@@ -2,31 +2,26 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from intramural.client.agent import SiteAgent
 from intramural.client.policy import check_manifest
+from intramural.client.simulated import LEDGERS, population_site
 from intramural.core.canonical import canonical_json
 from intramural.core.errors import ConfigError, DataError, IntramuralError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import write_atomic, write_json
 from intramural.core.layout import Vector
-from intramural.core.site import load_site
+from intramural.core.site import SiteConfig, load_site
 from intramural.models.generation import Generation
 from intramural.models.resident import resident_model
 from intramural.server.checkpoint import load_checkpoint
 from intramural.server.export import beginning
 from intramural.server.report_html import render_html
-from intramural.server.run import (
-    CHECKPOINTS,
-    JOURNAL,
-    REPORT,
-    SITES_KEY,
-    RunPlan,
-    run_federation,
-)
+from intramural.server.run import CHECKPOINTS, JOURNAL, REPORT
 from intramural.server.watcher import Watcher
 from intramural.simulations.baseline import linear_baseline
 from intramural.simulations.comparison import (
@@ -34,15 +29,22 @@ from intramural.simulations.comparison import (
     Comparison,
     before_training,
     compare,
+    open_agent,
     open_form,
     test_results,
 )
-from intramural.simulations.sites import Deal, Dealt, deal
+from intramural.simulations.engines import Engine, Work, run_engine
+from intramural.simulations.scenario import Scenario
+from intramural.simulations.sites import FOLDERS_MAX, Deal, Dealt, deal
+from intramural.simulations.trace import TRACE, Tracer
 
-Engine = Literal["inprocess", "ray"]
 MARK = "simulation.json"
 """What a folder's simulation is made of; the folder is for no other."""
 COMPARISONS = frozenset({"local", "pooled", "baseline"})
+CROWD_NOTE = (
+    "The {:,} sites are not listed one by one, and none was trained alone. What the report says of "
+    "the test split was measured by the simulator on all test records together."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,12 @@ class Simulation:
     engine: Engine = "inprocess"
     resume: bool = False
     compare: frozenset[str] = COMPARISONS
+    scenario: Scenario | None = None
+    """Links, hours and faults, on a simulated clock; None: sites answer at once and always."""
+    workers: int | None = None
+    """Processes of the pool; None: as many as fit the machine."""
+    trace: bool = False
+    """Write trace.json, which shows where the time goes."""
 
     @property
     def federation(self) -> FederationConfig:
@@ -90,6 +98,17 @@ def simulate(plan: Simulation, *, watcher: Watcher) -> dict[str, Any]:
 
 def _check(plan: Simulation) -> None:
     """Refuse what cannot work before anything is written; note what the folder is for."""
+    if plan.scenario is not None and plan.engine == "ray":
+        raise ConfigError(
+            "--scenario needs a clock of its own, and Ray's is real; leave out --engine ray"
+        )
+    if plan.deal.is_crowd and plan.deal.ledgers is not None:
+        raise ConfigError("--ledgers are not for a crowd of sites; leave it out")
+    if plan.deal.sites > FOLDERS_MAX and plan.federation.evaluations_every:
+        raise ConfigError(
+            f"after the last round all {plan.deal.sites} sites would be tested; set "
+            "evaluation.every = 0, and the simulator tests on all records together"
+        )
     wanted = plan.federation.sites.min
     if plan.deal.sites < wanted:
         raise ConfigError(
@@ -104,7 +123,8 @@ def _check(plan: Simulation) -> None:
     data = plan.deal.template.data.path
     if not data.is_file():
         raise DataError(f"{data}: no such file; name a file of records")
-    facts = canonical_json(plan.deal.facts())
+    played = {"scenario": plan.scenario.digest} if plan.scenario else {}
+    facts = canonical_json(plan.deal.facts() | played)
     mark = plan.folder / MARK
     if mark.is_file() and mark.read_bytes() != facts:
         raise ConfigError(f"{plan.folder}: holds another simulation; use another --out")
@@ -113,8 +133,23 @@ def _check(plan: Simulation) -> None:
     write_atomic(mark, facts)
 
 
+def _run(plan: Simulation, watcher: Watcher) -> None:
+    """Run the rounds, unless they are all done."""
+    work = Work(deal=plan.deal, engine=plan.engine, workers=plan.workers, scenario=plan.scenario)
+    if not plan.trace:
+        run_engine(work, watcher=watcher)
+        return
+    with Tracer(plan.folder / TRACE, watcher) as tracer:
+        run_engine(replace(work, observe=tracer.delivered), watcher=tracer)
+
+
 def _agents(plan: Simulation, dealt: Dealt) -> list[SiteAgent]:
-    """Return the sites' agents once each can split its records: before the rounds, not after."""
+    """Return the sites' agents once each can split its records: before the rounds, not after.
+
+    A crowd's are too many; the one that holds everybody's records stands for them.
+    """
+    if dealt.is_crowd:
+        return [open_agent(dealt.pooled, open_form(plan.federation))]
     agents = [SiteAgent(load_site(file), plan.federation) for file in dealt.files]
     for agent in agents:
         try:
@@ -122,35 +157,6 @@ def _agents(plan: Simulation, dealt: Dealt) -> list[SiteAgent]:
         except DataError as error:
             raise DataError(f"{agent.name}: {error}; or deal to fewer sites") from None
     return agents
-
-
-def _run(plan: Simulation, watcher: Watcher) -> None:
-    """Run the rounds, unless they are all done."""
-    run = RunPlan(
-        federation=plan.federation,
-        folder=plan.folder,
-        places=plan.deal.template.model,
-        resume=True,
-        engine=plan.engine,
-        patience_s=0.0,
-    )
-    settings = run.to_config() | {SITES_KEY: str((plan.folder / "sites").resolve())}
-    if plan.engine == "ray":
-        from intramural.simulations.ray_engine import run_on_ray
-
-        run_on_ray(
-            settings,
-            nodes=plan.deal.sites,
-            threads=plan.deal.template.compute.threads or 1,
-            folder=plan.folder,
-            watcher=watcher,
-        )
-        return
-    from intramural.client.app import app
-    from intramural.simulations.inprocess import InProcessGrid
-
-    grid = InProcessGrid(app, plan.deal.sites, run_config=settings)
-    run_federation(run, grid, watcher=watcher)
 
 
 def _add_comparison(
@@ -162,27 +168,32 @@ def _add_comparison(
     if plan.federation.privacy is not None:
         from intramural.simulations.statements import write_statements  # as above
 
-        report["privacy"] = write_statements(plan.federation, dealt.files, folder=plan.folder)
+        sites = _charged(plan, dealt)
+        report["privacy"] = write_statements(plan.federation, sites, folder=plan.folder)
     first = beginning(plan.federation, plan.deal.template.model)
-    report["sites"] = [_site_facts(agent) for agent in agents]
+    report["sites"] = [] if dealt.is_crowd else [_site_facts(agent) for agent in agents]
     report["notes"] = list(dealt.notes)
     final = report["final"]
     own = final["own_test"]
     others = Comparison(
         federation=open_form(plan.federation),
-        files=dealt.files,
+        files=[dealt.pooled] if dealt.is_crowd else dealt.files,
         pooled=dealt.pooled,
         folder=plan.folder / "comparison",
     )
     if plan.federation.privacy is not None:
         report["notes"] += PRIVATE_NOTES
+    if plan.federation.privacy is not None or dealt.is_crowd:
         checkpoint, _ = load_checkpoint(plan.folder / CHECKPOINTS)
         assert checkpoint is not None
         found = test_results(others, checkpoint.vector)
         final["federated"] = found["all"]
         own |= {site: {"federated": result} for site, result in found["own"].items()}
+    if dealt.is_crowd:
+        report["notes"].append(CROWD_NOTE.format(plan.deal.sites))
     report["initial"] = before_training(others, first.vector)
-    found = compare(others, first.vector, kinds=set(plan.compare), progress=watcher.progressed)
+    kinds = set(plan.compare) - ({"local"} if dealt.is_crowd else set())
+    found = compare(others, first.vector, kinds=kinds, progress=watcher.progressed)
     if "baseline" in plan.compare and plan.federation.task.kind == "classification":
         found["baseline"] = linear_baseline(
             plan.federation,
@@ -197,8 +208,19 @@ def _add_comparison(
     for site, result in found["local"].items():
         final["local"][site] = result["all"]
         own.setdefault(site, {})["local"] = result["own"].get(site)
+    if dealt.is_crowd:
+        own.clear()  # there is one site alone in it, which is nobody
     report["samples"] = _samples(plan, agents[0], first.vector)
     return report
+
+
+def _charged(plan: Simulation, dealt: Dealt) -> Iterator[SiteConfig]:
+    """Yield the sites that may have a privacy ledger; of a crowd, those that took part."""
+    if not dealt.is_crowd:
+        yield from map(load_site, dealt.files)
+    folder = plan.folder / "sites"
+    for ledger in sorted((folder / LEDGERS).glob("*.jsonl")):
+        yield population_site(folder, ledger.stem)
 
 
 def _site_facts(agent: SiteAgent) -> dict[str, Any]:

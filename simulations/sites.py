@@ -1,6 +1,7 @@
 """Simulated sites: one file of records dealt to folders, each with the site.toml of a real site."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,19 @@ from intramural.core.canonical import digest_file
 from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import write_atomic
-from intramural.core.seeds import generator
-from intramural.core.site import SiteConfig
+from intramural.core.seeds import derive_seed, generator
+from intramural.core.site import SiteConfig, simulated_name
+from intramural.data.population import RECORDS, Draw, Rows, write_population
 from intramural.data.readers import read_records
 from intramural.data.records import Columns, Record
 from intramural.simulations.partition import parse_spec, partition
 
 POOLED = "pooled"
 """Name of the site that holds everybody's records, for comparison."""
+
+
+FOLDERS_MAX = 200
+"""More sites than this are a population in one file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +36,15 @@ class Deal:
     """Data, limits and machine of every site; its `data.path` is dealt out."""
     sites: int
     partition: str
-    """`iid`, `dirichlet:ALPHA`, `size:POWER` or `column:NAME`."""
+    """`iid`, `dirichlet:ALPHA`, `size:POWER`, `column:NAME` or `draw:RECORDS`."""
     folder: Path
     ledgers: Path | None = None
     """Folder of the sites' privacy ledgers, to go on with those of earlier runs; None: fresh."""
+
+    @property
+    def is_crowd(self) -> bool:
+        """Whether the sites are one population, and not a folder each."""
+        return self.sites > FOLDERS_MAX or parse_spec(self.partition).kind == "draw"
 
     def facts(self) -> dict[str, Any]:
         """Return what decides the deal; equal facts give equal sites."""
@@ -53,10 +64,12 @@ class Dealt:
     """The sites as they lie on disk."""
 
     files: list[Path]
-    """site.toml of each, in the order of their names."""
+    """site.toml of each, in the order of their names; none of a crowd."""
     pooled: Path
     """site.toml of the site that holds all records."""
     notes: list[str] = field(default_factory=list)
+    is_crowd: bool = False
+    """The sites are one population, and not a folder each."""
 
 
 def target_column(federation: FederationConfig, template: SiteConfig) -> str:
@@ -81,32 +94,47 @@ def deal(plan: Deal) -> Dealt:
     """
     sites, pooled = plan.folder / "sites", plan.folder / POOLED
     done = plan.folder / "deal.json"
-    if done.is_file():
-        written = json.loads(done.read_text())
-        return Dealt(
-            files=sorted(sites.glob("*/site.toml")), pooled=pooled / "site.toml", notes=written
-        )
+    if not done.is_file():
+        write_atomic(done, json.dumps(_deal(plan, sites, pooled)).encode())
+    return Dealt(
+        files=[] if plan.is_crowd else sorted(sites.glob("*/site.toml")),
+        pooled=pooled / "site.toml",
+        notes=json.loads(done.read_text()),
+        is_crowd=plan.is_crowd,
+    )
+
+
+def _deal(plan: Deal, sites: Path, pooled: Path) -> list[str]:
+    """Write the sites and return what the report should say of it."""
     data = plan.template.data
     target = target_column(plan.federation, plan.template)
     columns = Columns(text=data.text, target=target, person=data.person, group=data.group)
     labels = plan.federation.task.labels or None
     found = read_records(data.path, columns, labels=labels, strict=data.strict)
     notes = [f"{count} rows were skipped: {why}" for why, count in sorted(found.skipped.items())]
-    rng = generator(plan.federation.federation.seed, "partition")
-    values = _column_values(plan, columns, len(found.records))
+    seed, scheme = plan.federation.federation.seed, parse_spec(plan.partition)
+    if scheme.kind == "draw":
+        draw = Draw(records=int(scheme.number), seed=derive_seed(seed, "partition"))
+        _write_crowd(plan, sites, found.records, draw)
+        _write_site(plan, pooled, POOLED, found.records)
+        return notes
     parts = partition(
-        found.records, plan.partition, sites=plan.sites, rng=rng, column_values=values
+        found.records,
+        plan.partition,
+        sites=plan.sites,
+        rng=generator(seed, "partition"),
+        column_values=_column_values(plan, columns, len(found.records)),
     )
     if parts.rows_left_out:
         notes.append(f"{parts.rows_left_out} records are at no site: more values than sites")
-    width = len(str(plan.sites))
-    for number, indices in enumerate(parts, start=1):
-        own = [found.records[i] for i in indices]
-        name = f"site-{number:0{width}}"
-        _write_site(plan, sites / name, name, own)
+    if plan.is_crowd:
+        _write_crowd(plan, sites, found.records, parts.sites)
+    else:
+        for number, indices in enumerate(parts):
+            name = simulated_name(number, plan.sites)
+            _write_site(plan, sites / name, name, [found.records[i] for i in indices])
     _write_site(plan, pooled, POOLED, [found.records[i] for part in parts for i in part])
-    write_atomic(done, json.dumps(notes).encode())
-    return Dealt(files=sorted(sites.glob("*/site.toml")), pooled=pooled / "site.toml", notes=notes)
+    return notes
 
 
 def _column_values(plan: Deal, columns: Columns, rows: int) -> list[str] | None:
@@ -124,7 +152,15 @@ def _column_values(plan: Deal, columns: Columns, rows: int) -> list[str] | None:
     return values
 
 
-def _write_site(plan: Deal, folder: Path, name: str, records: list[Record]) -> None:
+def _write_crowd(
+    plan: Deal, folder: Path, records: Sequence[Record], dealt: Sequence[Rows] | Draw
+) -> None:
+    write_population(folder, records, dealt, sites=plan.sites)
+    table = _site_table(plan, "crowd", data={"path": RECORDS})
+    write_atomic(folder / "site.toml", tomli_w.dumps(table).encode())
+
+
+def _write_site(plan: Deal, folder: Path, name: str, records: Sequence[Record]) -> None:
     target = "label" if plan.federation.task.kind == "classification" else "response"
     lines = []
     for r in records:
@@ -133,20 +169,23 @@ def _write_site(plan: Deal, folder: Path, name: str, records: list[Record]) -> N
             json.dumps({k: v for k, v in row.items() if v is not None}, ensure_ascii=False)
         )
     write_atomic(folder / "records.jsonl", ("\n".join(lines) + "\n").encode())
-    data = {"path": "records.jsonl", "text": "text", target: target, "strict": True}
-    data["name"] = plan.template.data_name
+    data = {"path": "records.jsonl"}
     if plan.ledgers is not None:
         data["ledger"] = str((plan.ledgers / f"{name}.jsonl").resolve())
-    for column in ("person", "group"):
-        if getattr(plan.template.data, column) is not None:
-            data[column] = column
-    compute = plan.template.compute.model_dump(mode="json", exclude_none=True)
-    policy = plan.template.policy.model_dump(mode="json", exclude_none=True)
-    table = {
-        "site": {"name": name},
-        "data": data,
-        "model": plan.template.model,
-        "policy": policy,
-        "compute": compute,
-    }
+    table = _site_table(plan, name, data=data)
     write_atomic(folder / "site.toml", tomli_w.dumps(table).encode())
+
+
+def _site_table(plan: Deal, name: str, *, data: dict[str, Any]) -> dict[str, Any]:
+    """Return a site.toml; columns have the names that a dealt file gives them."""
+    template = plan.template
+    target = "label" if plan.federation.task.kind == "classification" else "response"
+    given = [c for c in ("person", "group") if getattr(template.data, c) is not None]
+    columns = {column: column for column in ("text", target, *given)}
+    return {
+        "site": {"name": name},
+        "data": {**data, **columns, "strict": True, "name": template.data_name},
+        "model": template.model,
+        "policy": template.policy.model_dump(mode="json", exclude_none=True),
+        "compute": template.compute.model_dump(mode="json", exclude_none=True),
+    }

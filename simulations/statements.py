@@ -1,27 +1,27 @@
 """The sites' privacy statements after a simulated run: privacy.json and privacy.md."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from intramural.core.federation import FederationConfig
 from intramural.core.files import write_atomic, write_json
 from intramural.core.journal import scan
-from intramural.core.site import load_site
+from intramural.core.site import SiteConfig
 from intramural.privacy.ledger import Ledger
 from intramural.privacy.statement import statement_markdown, statement_of
 from intramural.server.run import JOURNAL, run_id
 
 
 def write_statements(
-    federation: FederationConfig, files: list[Path], *, folder: Path
+    federation: FederationConfig, sites: Iterable[SiteConfig], *, folder: Path
 ) -> dict[str, Any] | None:
     """Write each site's statement, from its own ledger, and return them; None without [privacy]."""
     if federation.privacy is None:
         return None
     run = run_id(scan(folder / JOURNAL).entries)
     statements: dict[str, Any] = {}
-    for file in files:
-        site = load_site(file)
+    for site in sites:
         ledger = Ledger(site.ledger_file, site=site.site.name, data=site.data_name)
         if ledger.charges:
             statements[site.site.name] = statement_of(

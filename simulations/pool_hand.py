@@ -1,0 +1,313 @@
+"""Pool hand: the pool's end of one worker process: what it is at, and its two slots.
+
+A hand's messages are sent in their order and only when a slot is free for the reply. So a worker
+never waits for a slot, and the message whose reply is wanted next is always under way.
+"""
+
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
+
+from intramural.core.errors import ConfigError, RoundError
+from intramural.simulations.broadcast import Block, Form, let_go, put_together, write
+from intramural.simulations.grid import message_of
+from intramural.simulations.pool_worker import Answer, Begun, Job, Line, Ready, Setup
+
+SLOTS = 2
+"""Replies of one worker that exist at once: one that is read while the next is made."""
+START_S = 300.0
+"""How long a worker may take to import the app."""
+STARTS_MAX = 2
+"""Starts in a row that may come to nothing before the run ends."""
+SENDINGS_MAX = 2
+"""Times a message is sent to a worker that dies before it is at it."""
+STOP_S = 3.0
+CODE = "from intramural.simulations import pool_worker; pool_worker.main()"
+
+
+class Parcel:
+    """Bytes that messages share: in shared memory from the first that is sent to the last reply."""
+
+    def __init__(self, number: int, form: Form, parts: list[bytes]) -> None:
+        """Hold an outgoing content's arrays; `number` tells parcels apart."""
+        self.number = number
+        self._form = form
+        self._parts = parts
+        self._block: Block | None = None
+        self.users = 0
+        """Messages that have no reply yet."""
+
+    def block(self) -> Block:
+        """Return the bytes in shared memory; they are copied there once."""
+        if self._block is None:
+            self._block = Block.of_size(self._form.nbytes)
+            with self._block.map(writable=True) as memory, memoryview(memory) as view:
+                write(self._form, self._parts, view)
+        return self._block
+
+    def leave(self) -> None:
+        """Note that one of the messages needs it no more."""
+        self.users -= 1
+        if not self.users and self._block is not None:
+            self._block.close()
+            self._block = None
+
+
+@dataclass
+class Slot:
+    """A worker's block for a reply's arrays, as the pool sees it."""
+
+    number: int
+    block: Block | None = None
+    is_free: bool = True
+    fresh: bool = False
+    """The worker shall make a new block for its next arrays: somebody still reads this one."""
+
+    def let_go(self, memory: mmap.mmap | None) -> None:
+        """Free the slot; memory that is still read is left to whoever reads it."""
+        self.is_free = True
+        if memory is not None and not let_go(memory):
+            self.fresh = True
+
+
+@dataclass(kw_only=True, eq=False)
+class Task:
+    """A message on its way through the pool."""
+
+    number: int
+    message: Message
+    hand: "Hand"
+    form: Form
+    parcel: Parcel | None = None
+    """What its arrays are in; None: it has none, or needs them no more."""
+    wanted: bool = True
+    """Whether anybody may still ask for the reply."""
+    slot: Slot | None = None
+    sent_s: float = 0.0
+    sendings: int = 0
+    """Times it was sent to a worker that died."""
+    answer: Answer | None = None
+    memory: mmap.mmap | None = None
+    """The reply's arrays."""
+    error: Error | None = None
+    """Why there is no answer and will be none."""
+    began_s: float = field(default_factory=time.monotonic)
+    ended_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its reply can be read."""
+        return self.answer is not None or self.error is not None
+
+    def reply(self) -> Message:
+        """Return the reply; its arrays are in the slot."""
+        if self.answer is None:
+            assert self.error is not None
+            return Message(self.error, reply_to=self.message)
+        found = self.answer.found
+        if isinstance(found, Form):
+            memory = memoryview(b"" if self.memory is None else self.memory)
+            return message_of(self.answer.metadata, put_together(found, memory))
+        return message_of(self.answer.metadata, found)
+
+    def finish(self, *, began_s: float, ended_s: float) -> None:
+        """Note that it is done: it needs what was sent no more."""
+        self.began_s, self.ended_s = began_s, ended_s
+        if self.parcel is not None:
+            self.parcel.leave()
+            self.parcel = None
+
+    def release(self) -> None:
+        """Free the slot: the reply has been read, or nobody will read it."""
+        slot, memory = self.slot, self.memory
+        self.slot = self.memory = None
+        if slot is not None:
+            slot.let_go(memory)
+
+
+class Hand:
+    """One worker process, started again when it dies."""
+
+    def __init__(
+        self, number: int, setup: Setup, *, environment: Mapping[str, str], log: Path | None
+    ) -> None:
+        """Start worker `number`; does not wait for it. Its output goes to `log`, or is ours."""
+        self.number = number
+        self._setup = setup
+        self._environment = {**os.environ, **environment}
+        self._log = log
+        self._starts = 0
+        self.waiting: deque[Task] = deque()
+        """Not sent yet, in order."""
+        self.sent: deque[Task] = deque()
+        """Sent and not answered, in order: the worker is at the first."""
+        self._start()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        output = 2
+        if self._log is not None:
+            output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", CODE, str(theirs.fileno())],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C at the terminal is not for it
+            )
+        finally:
+            theirs.close()
+            if output != 2:
+                os.close(output)
+        self.line = Line(ours)
+        self.slots = [Slot(number) for number in range(SLOTS)]
+        self.is_ready = False
+        self._parcel = -1
+        self._free_s = time.monotonic()
+        self._begun_s: float | None = None
+        self._starts += 1
+        with suppress(OSError):  # it is gone already: `receive` will notice
+            self.line.send(self._setup)
+
+    def feed(self) -> None:
+        """Send messages while slots are free; if the worker is gone, `receive` will notice."""
+        for slot in self.slots:
+            if slot.is_free and self.waiting and not self._send(self.waiting[0], slot):
+                return
+
+    def _send(self, task: Task, slot: Slot) -> bool:
+        job = Job(
+            metadata=task.message.metadata, form=task.form, slot=slot.number, fresh=slot.fresh
+        )
+        descriptor = None
+        if task.parcel is not None and task.parcel.number != self._parcel:
+            descriptor = task.parcel.block().descriptor
+        try:
+            self.line.send(job, descriptor)
+        except OSError:
+            return False
+        if task.parcel is not None:
+            self._parcel = task.parcel.number
+        slot.is_free = False
+        task.slot, task.sent_s = slot, time.monotonic()
+        self.sent.append(self.waiting.popleft())
+        return True
+
+    def receive(self) -> None:
+        """Take what the worker has to say.
+
+        Raises:
+            EOFError: It is gone.
+            ConfigError: It cannot import the app.
+        """
+        value, descriptor = self.line.receive()
+        if isinstance(value, Ready):
+            if value.problem:
+                raise ConfigError(
+                    f"{self._setup.app} cannot be imported by a worker: {value.problem}; name an "
+                    "app as 'module:attribute'"
+                )
+            self.is_ready, self._starts, self._free_s = True, 0, value.now_s
+            return
+        if isinstance(value, Begun):
+            self._begun_s = value.now_s
+            return
+        answer: Answer = value
+        task = self.sent.popleft()
+        slot = task.slot
+        assert slot is not None
+        if descriptor is not None:
+            if slot.block is not None:
+                slot.block.close()
+            slot.block = Block(descriptor, os.fstat(descriptor).st_size)
+            slot.fresh = False
+        if isinstance(answer.found, Form) and answer.found.nbytes:
+            assert slot.block is not None
+            task.memory = slot.block.map()
+        task.answer, self._free_s, self._begun_s = answer, answer.ended_s, None
+        task.finish(began_s=answer.began_s, ended_s=answer.ended_s)
+        if not task.wanted:
+            task.release()
+            self.feed()
+
+    def due_s(self, limit_s: float | None) -> float:
+        """Return when the worker will have taken too long, by `time.monotonic`."""
+        if not self.is_ready:
+            return self._free_s + START_S
+        if limit_s is None or not self.sent:
+            return float("inf")
+        return self._since_s(self.sent[0]) + limit_s
+
+    def _since_s(self, first: Task) -> float:
+        """Return since when the worker is at the first of what was sent, or could be."""
+        return self._begun_s or max(first.sent_s, self._free_s)
+
+    def restart(self, *, late: bool) -> None:
+        """End what is left of the worker and start it anew; the message it was at fails.
+
+        Args:
+            late: It took longer than it may, and did not die by itself.
+
+        Raises:
+            RoundError: It ended again before it was ready.
+        """
+        self.end()
+        if self.is_ready and self.sent:
+            self.sent[0].sendings += 1
+            if late or self._begun_s is not None or self.sent[0].sendings >= SENDINGS_MAX:
+                self._fail(self.sent.popleft(), late=late)
+        elif self._starts >= STARTS_MAX:
+            raise RoundError(
+                f"worker {self.number} ended {self._starts} times before it was ready; see its "
+                "output, and use fewer workers if memory is short"
+            )
+        while self.sent:  # it had them only waiting
+            self.sent[-1].slot = None
+            self.waiting.appendleft(self.sent.pop())
+        self._start()
+        self.feed()
+
+    def _fail(self, task: Task, *, late: bool) -> None:
+        code = ErrorCode.REPLY_MESSAGE_UNAVAILABLE if late else ErrorCode.CLIENT_APP_CRASHED
+        task.error = Error(code=code, reason="took too long" if late else "worker died")
+        task.slot = None
+        task.finish(began_s=self._since_s(task), ended_s=time.monotonic())
+
+    def renew_slots(self) -> None:
+        """Leave the memory of replies to those who read them; the worker makes new blocks."""
+        assert not self.sent, "a worker may write to a slot of what it was sent"
+        for slot in self.slots:
+            if slot.block is not None:
+                slot.block.close()
+        self.slots = [Slot(number, fresh=True) for number in range(SLOTS)]
+
+    def hang_up(self) -> None:
+        """Tell the worker to end."""
+        self.line.close()
+
+    def end(self, *, wait_s: float = 0.0) -> None:
+        """See that the worker, and whatever it started, is gone after `wait_s` seconds."""
+        self.hang_up()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(wait_s)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for slot in self.slots:
+            if slot.block is not None:
+                slot.block.close()
