@@ -21,8 +21,8 @@ class Exchange:
         """Return a copy of the parameters, shape `(layout.size,)`."""
         vector = np.empty(self.layout.size, dtype=np.float32)
         for slot, parameter in zip(self.layout.slots(), self.parameters.values(), strict=True):
-            values = parameter.detach().to("cpu", torch.float32).reshape(-1)
-            vector[slot.start : slot.stop] = values.numpy()
+            values = parameter.detach().to("cpu", torch.float32)
+            vector[slot.start : slot.stop] = values.numpy().reshape(-1)
         return vector
 
     def write(self, vector: Vector) -> None:

@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 from intramural.models.loading import Loaded
 from intramural.models.schedule import learning_rate
 from intramural.models.tasks import Task, Tokens
-from intramural.models.training import RoundPlan, make_optimizer, precision, to_device
+from intramural.models.training import (
+    RoundPlan,
+    dropout_from,
+    make_optimizer,
+    precision,
+    to_device,
+)
 from intramural.privacy.bookkeeping import BookkeepingEngine
 from intramural.privacy.engine import Engine
 from intramural.privacy.moved import MovedCheck
@@ -69,12 +75,12 @@ def train_privately(
     """
     settings, privacy = plan.training, private.plan
     optimizer = make_optimizer(list(loaded.exchange.parameters.values()), settings)
+    optimizer.zero_grad(set_to_none=True)  # a round that failed may have left another's gradient
     sampler = PoissonSampler(len(private.units), privacy.sample_rate, private.random)
     rows_max = plan.micro_batch or (None if task.padded else UNPADDED_ROWS_MAX)
     loaded.model.train()
-    devices = [loaded.device] if loaded.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _engine(loaded, optimizer, private) as engine:
-        torch.manual_seed(private.dropout_seed)
+    drawing = dropout_from(private.dropout_seed, loaded.device)
+    with drawing, _engine(loaded, optimizer, private) as engine:
         moved = MovedCheck(loaded.exchange.parameters)
         for step in range(privacy.steps):
             progress = (plan.round - 1 + step / privacy.steps) / plan.rounds

@@ -26,6 +26,8 @@ class Resident:
 
 
 _resident: dict[str, Resident] = {}
+_asked: dict[tuple[object, ...], Resident] = {}
+"""The same model by what was asked: a site asks several times a message."""
 _features: dict[str, dict[bytes, Tensor]] = {}
 """Features of texts, by frozen encoder: a base model rebuilt says the same of them."""
 
@@ -46,6 +48,9 @@ def resident_model(
         Unclippable: Under [privacy], padding changes what the model says of a record, or the
             federation's engine cannot clip the model.
     """
+    asked = (federation.digest, *sorted(places.items()), device)
+    if asked in _asked and not fresh:
+        return _asked[asked]
     base = resolve_base(federation.model.base, places=places)
     content = federation.to_json()
     needs = [content[name] for name in ("model", "task", "exchange", "training")]
@@ -54,6 +59,7 @@ def resident_model(
     key = digest_json([*needs, seed, engine, str(base.folder), device])
     if fresh or key not in _resident:
         _resident.clear()  # the old model's memory is needed for the new one
+        _asked.clear()
         loaded = load_model(federation, base, device=device)
         task = make_task(federation, loaded, base=base)
         if privacy is not None:
@@ -62,6 +68,7 @@ def resident_model(
             check_padding(loaded, length_max=federation.model.max_length)
             rehearse(loaded, task, federation)
         _resident[key] = Resident(base=base, loaded=loaded, task=task)
+    _asked[asked] = _resident[key]
     return _resident[key]
 
 

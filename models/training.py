@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,12 +84,11 @@ def train_round(loaded: Loaded, task: Task, tokens: Tokens, plan: RoundPlan) -> 
     model, settings = loaded.model, plan.training
     parameters = list(loaded.exchange.parameters.values())
     optimizer = make_optimizer(parameters, settings)
+    optimizer.zero_grad(set_to_none=True)  # a round that failed may have left another's gradient
     steps = plan.steps(len(tokens))
     losses: list[Tensor] = []
     model.train()
-    devices = [loaded.device] if loaded.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive_seed(plan.seed, "dropout", plan.round, plan.site))
+    with dropout_from(derive_seed(plan.seed, "dropout", plan.round, plan.site), loaded.device):
         for step, batch in enumerate(plan.batches(len(tokens))):
             progress = (plan.round - 1 + step / steps) / plan.rounds
             for group in optimizer.param_groups:
@@ -113,7 +112,7 @@ def _accumulate(
     loaded: Loaded, task: Task, tokens: Tokens, batch: Indices, plan: RoundPlan
 ) -> Tensor:
     """Add the batch's mean gradient, micro-batch by micro-batch; return the mean loss."""
-    total = torch.zeros((), device=loaded.device)
+    total: Tensor | None = None
     waste_max = PADDING_MAX.get(loaded.device.type, PADDING_MAX_ELSEWHERE)
     if not task.padded:
         waste_max = sys.maxsize
@@ -122,7 +121,8 @@ def _accumulate(
         with precision(plan.training, loaded.device):
             loss = task.losses(loaded.model, part).sum() / len(batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+        total = loss.detach() if total is None else total + loss.detach()
+    assert total is not None, "a batch has rows"
     return total
 
 
@@ -185,6 +185,23 @@ def precision(training: Training, device: torch.device) -> AbstractContextManage
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch on the device."""
     return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+@contextmanager
+def dropout_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Let dropout draw from a seed; torch's own generators are then as they were.
+
+    Not by `torch.manual_seed`: for each kind of accelerator that is not there it keeps a stack
+    trace, which costs a millisecond a round of a small model.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
+        yield
 
 
 def use_threads(count: int) -> None:

@@ -211,6 +211,17 @@ def test_bfloat16_is_private_training_in_its_own_precision(
     assert share_wrong(privately(whole, RECORDS), got, start) > 1e-4  # and it was in use
 
 
+@pytest.mark.parametrize("engine", ["bookkeeping", "opacus"])
+def test_a_gradient_left_by_a_round_that_failed_enters_no_private_step(
+    bert: Path, engine: str
+) -> None:
+    clean = privately(made(bert, privacy={"engine": engine}), RECORDS)
+    on = made(bert, privacy={"engine": engine})
+    for parameter in parameters_of(on):
+        parameter.grad = torch.full_like(parameter, 7.0)
+    assert privately(on, RECORDS).tobytes() == clean.tobytes()
+
+
 def test_a_loop_without_clipping_says_otherwise(bert: Path) -> None:
     # or the test above would show nothing: a clip norm that no unit reaches changes the round
     ends = []

@@ -128,6 +128,18 @@ def test_the_gradient_s_norm_is_clipped(bert: Path) -> None:
     assert np.abs(ours - free).max() > 1e-3
 
 
+def test_a_gradient_left_by_a_round_that_failed_is_nobody_s(bert: Path) -> None:
+    # The model is shared: what another site's broken round left must not enter this one's update.
+    on = bench(federation(bert, training={"local_steps": 2}), chapters(16))
+    start = on.loaded.exchange.read()
+    for parameter in on.loaded.exchange.parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    on.loaded.exchange.write(start)
+    train_round(on.loaded, on.task, on.tokens, plan(on.config))
+    expected = trained(on.config, chapters(16))
+    assert on.loaded.exchange.read().tobytes() == expected.tobytes()
+
+
 def test_bfloat16_trains_and_leaves_float32_weights_near(bert: Path) -> None:
     settings = {"local_steps": 3, "precision": "bfloat16"}
     on = bench(federation(bert, training=settings), chapters(16))
