@@ -2,12 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from intramural.client.policy import check_manifest, check_records, violations
 from intramural.client.refusals import refusal_of
@@ -15,11 +15,12 @@ from intramural.client.source import FileSource, Source
 from intramural.core.errors import DataRefused, Refused
 from intramural.core.federation import FederationConfig
 from intramural.core.journal import utc_now
-from intramural.core.layout import Layout
+from intramural.core.layout import Layout, Vector
 from intramural.core.messages import (
     Evaluated,
     EvaluateRequest,
     Hello,
+    Refusal,
     Reply,
     Request,
     Split,
@@ -31,9 +32,10 @@ from intramural.core.metrics import Sums
 from intramural.core.site import SiteConfig
 from intramural.data.records import Record
 from intramural.data.split import Splits, split_records
+from intramural.models.job import Job, run_job
 from intramural.models.resident import Resident, resident_model
 from intramural.models.tasks import Tokens
-from intramural.models.training import RoundPlan, evaluate, train_round, use_threads
+from intramural.models.training import RoundPlan, evaluate, use_threads
 from intramural.privacy.egress import EgressPolicy
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ class SiteAgent:
     @property
     def layout(self) -> Layout:
         """What an update of this site looks like; builds the model at first use."""
-        return self._resident().loaded.exchange.layout
+        return self.resident().loaded.exchange.layout
 
     def answer(self, request: Request) -> Reply:
         """Return the reply to a request; a refusal or failure is a reply with its reason.
@@ -80,7 +82,7 @@ class SiteAgent:
             could quote a record, neither leaves the site nor reaches a log.
         """
         try:
-            self._check_request(request)
+            self.check_request(request)
             reply: Reply
             match request:
                 case Hello():
@@ -89,12 +91,20 @@ class SiteAgent:
                     reply = self._train(request)
                 case EvaluateRequest():
                     reply = self._evaluate(request)
-            return self._egress(reply).check(reply)
+            return self.let_out(reply)
         except Exception as error:  # noqa: BLE001 (whatever happens, the coordinator gets an answer)
-            private = self.federation.privacy is not None
-            return refusal_of(error, site=self.name, private=private)
+            return self.refusal(error)
 
-    def _check_request(self, request: Request) -> None:
+    def refusal(self, error: Exception) -> Refusal:
+        """Return the reply that tells of an error; see `refusal_of` for what it keeps back."""
+        return refusal_of(error, site=self.name, private=self.federation.privacy is not None)
+
+    def check_request(self, request: Request) -> None:
+        """Hold a request against the site's manifest and policy.
+
+        Raises:
+            Refused: It goes by another manifest, or the site's limits forbid it.
+        """
         if request.manifest != self.federation.digest:
             raise Refused(
                 "the request goes by another manifest than this site has; start a new run"
@@ -110,7 +120,7 @@ class SiteAgent:
         if not found or {v.key for v in found} == {
             "policy.models"
         }:  # which needs the base's digest
-            resident = self._resident()
+            resident = self.resident()
             check_manifest(
                 policy,
                 self.federation,
@@ -121,13 +131,19 @@ class SiteAgent:
         else:
             check_manifest(policy, self.federation, now=now)
 
-    def _egress(self, reply: Reply) -> EgressPolicy:
-        return EgressPolicy(
+    def let_out(self, reply: Reply) -> Reply:
+        """Return the reply once the egress policy has let it pass.
+
+        Raises:
+            EgressRefused: It holds what may not leave.
+        """
+        policy = EgressPolicy(
             layout=self.layout if isinstance(reply, Update) else None,
             task=self.federation.task.kind,
             payload_bytes_max=self.site.policy.payload_bytes_max,
             private=self.federation.privacy is not None,
         )
+        return policy.check(reply)
 
     def _welcome(self, request: Hello) -> Welcome:
         entries, head = None, None
@@ -136,7 +152,7 @@ class SiteAgent:
             entries, head = self._guarded().settled
         else:
             check_records(self.site.policy, len(self.splits().train))  # now, not in round 1
-        resident = self._resident()
+        resident = self.resident()
         return Welcome(
             site=self.name,
             layout=resident.loaded.exchange.layout.digest,
@@ -147,70 +163,80 @@ class SiteAgent:
         )
 
     def _train(self, request: TrainRequest) -> Update:
-        if self.federation.privacy is not None:
-            return self._train_privately(request)
-        tokens = self._tokens_of("train")
-        check_records(self.site.policy, len(tokens))
-        resident = self._resident()
-        exchange = resident.loaded.exchange
-        started = time.perf_counter()
-        exchange.write(request.vector)
-        loss = train_round(resident.loaded, resident.task, tokens, self._plan(request))
-        delta = exchange.read()
-        np.subtract(delta, request.vector, out=delta)
-        return Update(
-            site=self.name,
-            round=request.round,
-            layout=exchange.layout.digest,
-            weight=1 if self.federation.strategy.weights == "equal" else len(tokens),
-            loss=loss,
-            seconds=time.perf_counter() - started,
-            delta=delta,
-        )
+        with self.training(request) as job:
+            started = time.perf_counter()
+            delta, loss = run_job(self.resident(), job, request.vector)
+            seconds = time.perf_counter() - started
+        return self.update(request, job, delta, loss=loss, seconds=seconds)
 
-    def _plan(self, request: TrainRequest) -> RoundPlan:
-        return RoundPlan.of(
-            self.federation,
-            round=request.round,
-            site=self.name,
-            micro_batch=self.site.compute.micro_batch,
-        )
-
-    def _train_privately(self, request: TrainRequest) -> Update:
-        """Train under [privacy]: the ledger first, then the records; nothing but the vector out.
+    @contextmanager
+    def training(self, request: TrainRequest) -> Iterator[Job]:
+        """Yield what to train for a request; under [privacy] it is charged first, settled after.
 
         Guarantees:
-            The round's cost is on disk before a record is read or noise is drawn. The reply's
-            weight is 1, and it has no loss and no time: each would tell of the records.
+            Under [privacy] the round's cost is on disk before a record is read or noise is drawn.
+
+        Raises:
+            IntramuralError: The site's policy, ledger or records do not allow it.
         """
-        from intramural.models.private_training import PrivateRound, train_privately  # see below
+        if self.federation.privacy is None:
+            yield self._job(request)
+            return
+        from intramural.models.private_training import PrivateRound  # here: as for the guard
 
         guard = self._guarded()
         with guard.charged(request.round, run=request.run):
-            tokens = self._tokens_of("train")
-            check_records(self.site.policy, len(tokens))
-            resident = self._resident()
-            exchange = resident.loaded.exchange
-            exchange.write(request.vector)
+            job = self._job(request)
             private = PrivateRound(
                 plan=guard.plan,
                 units=guard.units(self.records_of("train")),
                 random=guard.random(request.round),
                 dropout_seed=guard.random(request.round, use="dropout").seed63(),
             )
-            train_privately(resident.loaded, resident.task, tokens, self._plan(request), private)
-            delta = exchange.read()
-            np.subtract(delta, request.vector, out=delta)
-        return Update(
-            site=self.name,
+            yield replace(job, private=private)
+
+    def _job(self, request: TrainRequest) -> Job:
+        tokens = self._tokens_of("train")
+        check_records(self.site.policy, len(tokens))
+        plan = RoundPlan.of(
+            self.federation,
             round=request.round,
-            layout=exchange.layout.digest,
-            weight=1,
-            loss=None,
-            seconds=None,
-            ledger_entries=len(guard.ledger),
-            ledger_head=guard.ledger.head,
-            seeded=not guard.is_private,
+            site=self.name,
+            micro_batch=self.site.compute.micro_batch,
+        )
+        return Job(tokens=tokens, plan=plan)
+
+    def update(
+        self, request: TrainRequest, job: Job, delta: Vector, *, loss: float | None, seconds: float
+    ) -> Update:
+        """Return the reply that says what a job changed.
+
+        Guarantees:
+            Under [privacy] nothing but the vector tells of the records: the weight is 1, and there
+            is no loss and no time.
+        """
+        site, layout = self.name, self.layout.digest
+        if job.private is not None:
+            guard = self._guarded()
+            return Update(
+                site=site,
+                round=request.round,
+                layout=layout,
+                weight=1,
+                loss=None,
+                seconds=None,
+                ledger_entries=len(guard.ledger),
+                ledger_head=guard.ledger.head,
+                seeded=not guard.is_private,
+                delta=delta,
+            )
+        return Update(
+            site=site,
+            round=request.round,
+            layout=layout,
+            weight=1 if self.federation.strategy.weights == "equal" else len(job.tokens),
+            loss=loss,
+            seconds=seconds,
             delta=delta,
         )
 
@@ -241,7 +267,7 @@ class SiteAgent:
 
     def _sums(self, request: EvaluateRequest) -> Sums:
         tokens = self._tokens_of(request.split)
-        resident = self._resident()
+        resident = self.resident()
         resident.loaded.exchange.write(request.vector)
         return evaluate(
             resident.loaded,
@@ -251,7 +277,8 @@ class SiteAgent:
             training=self.federation.training,
         )
 
-    def _resident(self) -> Resident:
+    def resident(self) -> Resident:
+        """Return this process's model of the federation; builds it at first use."""
         return resident_model(
             self.federation, places=self.site.model, device=self.site.compute.device
         )
@@ -290,5 +317,5 @@ class SiteAgent:
             records = self.records_of(split) if split == "train" else self.evaluated_of(split)
             if not records:
                 raise DataRefused(f"the site's {split} split is empty")
-            self._tokens[split] = self._source.tokens(self._resident(), records)
+            self._tokens[split] = self._source.tokens(self.resident(), records)
         return self._tokens[split]

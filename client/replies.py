@@ -121,7 +121,11 @@ class ReplyStore:
             JournalError: It has not.
         """
         needed = vector_bytes + SLACK_BYTES
-        if shutil.disk_usage(self._folder).free < needed:
+        try:
+            free = shutil.disk_usage(self._folder).free
+        except OSError as error:
+            raise JournalError(f"{self._folder}: {error.strerror}; restore it") from error
+        if free < needed:
             raise JournalError(
                 f"{self._folder}: no room to store an answer, which takes up to "
                 f"{-(-needed >> 20)} MiB; free space"

@@ -109,12 +109,20 @@ def _grid(work: Work, settings: dict[str, Any]) -> Iterator[Grid]:
             workers=work.workers,
             threads=threads,
             observe=work.observe,
+            log=work.deal.folder / "workers.log",
         ) as pool:
             yield pool
         return
     from intramural.client.app import app
     from intramural.simulations.inprocess import InProcessGrid
 
+    if work.engine == "batched":
+        from intramural.simulations.batched import BatchedGrid, check_batched
+
+        template = work.deal.template
+        check_batched(work.deal.federation, places=template.model, device=template.compute.device)
+        yield BatchedGrid(app, nodes, run_config=settings, observe=work.observe)
+        return
     yield InProcessGrid(app, nodes, run_config=settings, observe=work.observe)
 
 

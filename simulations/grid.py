@@ -116,7 +116,7 @@ class Nodes:
         """
         node_id = message.metadata.dst_node_id
         try:
-            context = self._context(node_id)
+            context = self.context(node_id)
             try:
                 reply = app(message=message, context=context)
             finally:
@@ -127,7 +127,8 @@ class Nodes:
         except Exception as error:  # noqa: BLE001 (a node that fails is an error reply, as deployed)
             return Message(raised(error), reply_to=message)
 
-    def _context(self, node_id: int) -> Context:
+    def context(self, node_id: int) -> Context:
+        """Return what a node's app finds, its state as it was last saved."""
         return Context(
             run_id=1,
             node_id=node_id,

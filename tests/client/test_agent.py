@@ -89,7 +89,7 @@ def test_the_delta_is_after_minus_before(tmp_path: Path, bert: Path) -> None:
     of = agent(tmp_path, federation(bert))
     update = of.answer(train(of))
     assert isinstance(update, Update)
-    after = of._resident().loaded.exchange.read()
+    after = of.resident().loaded.exchange.read()
     np.testing.assert_array_equal(update.delta, after)  # the request's vector was all zeros
 
 
@@ -138,7 +138,7 @@ def test_a_base_that_is_not_on_the_list_is_refused(tmp_path: Path, bert: Path) -
     other = "sha256:" + "0" * 64
     of = agent(tmp_path / "other", federation(bert), policy={"models": [other]})
     assert "policy.models" in refusal(of.answer(hello(of))).detail
-    own = of._resident().base.digest
+    own = of.resident().base.digest
     of = agent(tmp_path / "own", federation(bert), policy={"models": [own]})
     assert isinstance(of.answer(hello(of)), Welcome)
 

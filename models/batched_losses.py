@@ -1,0 +1,237 @@
+"""A task's losses as a function of the travelling parameters, for many clients at once."""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from intramural.core.errors import TrainingError
+from intramural.models.loading import Loaded
+from intramural.models.tasks import Batch, Task, Tokens
+from intramural.models.training import to_device
+
+Index = NDArray[np.int64]
+"""Rows of `merged` tokens, of any shape; that of the batch it stands for."""
+
+
+class BatchedLosses(nn.Module):
+    """The resident model, run with other parameters than its own; it is never written to."""
+
+    def __init__(self, loaded: Loaded, task: Task, *, wide_masks: bool, factored: bool) -> None:
+        """Take the model and its task.
+
+        `wide_masks`: attention masks have shape (rows, 1, 1, length) and hold what is added to
+        scores. Of one of shape (rows, length) some models ask whether it is all ones, a question
+        with as many answers as clients. `factored`: units' gradients are had as factors.
+        """
+        super().__init__()
+        self.model = loaded.model
+        self.wide_masks = wide_masks
+        self.layers = _linear_layers(loaded) if factored else None
+        """Names of weight and bias of each trained layer, if no others are trained."""
+        self._loaded, self._task = loaded, task
+        self._shapes: dict[Hashable, dict[nn.Linear, tuple[int, ...]]] = {}
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the task's losses, shape `(rows,)`."""
+        return self._task.losses(self.model, batch)
+
+    def one(self, parameters: Mapping[str, Tensor], batch: Batch, weights: Tensor) -> Tensor:
+        """Return the weighted sum of one client's losses; `weights` has shape `(rows,)`.
+
+        Rows of weight 0 count for nothing, as long as their losses are finite.
+        """
+        named = {f"model.{name}": tensor for name, tensor in parameters.items()}
+        losses: Tensor = functional_call(self, named, (batch,))
+        return (losses * weights).sum()
+
+    def many(self, parameters: Mapping[str, Tensor], batch: Batch, weights: Tensor) -> Tensor:
+        """Return each client's weighted sum, shape `(clients,)`; arguments have clients first."""
+        sums: Tensor = vmap(self.one)(dict(parameters), batch, weights)
+        return sums
+
+    def unit_gradients(
+        self, parameters: Mapping[str, Tensor], batch: Batch, weights: Tensor
+    ) -> dict[str, Tensor]:
+        """Return each unit's gradient of its weighted sum, by name, `(clients, units, *shape)`.
+
+        `batch` and `weights` have clients, units, and a unit's rows first. A unit runs in a pass
+        of its own: no other row can reach its gradient.
+        """
+        units = vmap(grad(self.one), in_dims=(None, 0, 0))
+        gradients: dict[str, Tensor] = vmap(units)(dict(parameters), batch, weights)
+        return gradients
+
+    def factors(
+        self,
+        parameters: Mapping[str, Tensor],
+        batch: Batch,
+        weights: Tensor,
+        *,
+        shared: bool = False,
+    ) -> tuple[Tensor, dict[nn.Linear, tuple[Tensor, Tensor]]]:
+        """Return weighted sums, and their gradients as each layer's inputs and output gradients.
+
+        `batch` and `weights` have clients and rows first, as in `many`, or clients, units, and a
+        unit's rows, as in `unit_gradients`. The factors then have shape (clients, positions, in)
+        and (.., out), or (clients, units, positions, ..). A layer that did not run has none.
+        `shared`: the parameters are one client's, and all clients'; that is a good deal faster.
+
+        Raises:
+            TrainingError: A layer ran twice.
+        """
+        apart = weights.shape[:-1]
+        detached = {name: tensor.detach() for name, tensor in parameters.items()}
+        shapes = self._output_shapes(detached, batch, weights, shared=shared)
+        order = list(shapes)
+        device = weights.device
+        probes = [
+            torch.zeros(*apart, *shape, device=device, requires_grad=True)
+            for shape in shapes.values()
+        ]
+
+        def run(
+            parameters: dict[str, Tensor], probes: list[Tensor], batch: Batch, weights: Tensor
+        ) -> tuple[Tensor, list[Tensor]]:
+            with _tapped(order, probes) as inputs:
+                loss = self.one(parameters, batch, weights)
+            return loss, [inputs[layer].detach() for layer in order]
+
+        inner = run if len(apart) == 1 else vmap(run, in_dims=(None, 0, 0, 0))
+        runs = vmap(inner, in_dims=(None if shared else 0, 0, 0, 0))
+        with torch.enable_grad():
+            losses, inputs = runs(detached, probes, batch, weights)
+            grads = torch.autograd.grad(losses.sum(), probes, materialize_grads=True)
+        pairs = zip(inputs, grads, strict=True)
+        found = [tuple(_positions(t, len(apart)) for t in pair) for pair in pairs]
+        return losses.detach(), {layer: (x, g) for layer, (x, g) in zip(order, found, strict=True)}
+
+    @torch.no_grad()
+    def _output_shapes(
+        self, parameters: Mapping[str, Tensor], batch: Batch, weights: Tensor, *, shared: bool
+    ) -> dict[nn.Linear, tuple[int, ...]]:
+        """Return the shapes of the outputs of each layer that runs in one client's or unit's pass.
+
+        They are found by one such pass.
+        """
+        assert self.layers is not None
+        first = (0,) * (weights.ndim - 1)
+        key = tuple(tuple(tensor[first].shape) for tensor in batch.values())
+        if key not in self._shapes:
+            with _tapped(list(self.layers), None) as outputs:
+                own = {n: tensor if shared else tensor[0] for n, tensor in parameters.items()}
+                self.one(own, {n: t[first] for n, t in batch.items()}, weights[first])
+            self._shapes[key] = {layer: tuple(out.shape) for layer, out in outputs.items()}
+        return self._shapes[key]
+
+    def batch(self, tokens: Tokens, index: Index) -> Batch:
+        """Return rows as one batch on the device; its tensors have shape `(*index.shape, ...)`."""
+        flat = to_device(self._task.pad(tokens, index.ravel().tolist()), self._loaded.device)
+        if self.wide_masks and "attention_mask" in flat:
+            mask = flat["attention_mask"][:, None, None]
+            lowest = torch.finfo(torch.float32).min
+            flat["attention_mask"] = torch.where(mask > 0, 0.0, lowest)
+        return {name: t.view(*index.shape, *t.shape[1:]) for name, t in flat.items()}
+
+
+def merged(tokens: Sequence[Tokens]) -> tuple[Tokens, Index]:
+    """Return the clients' tokens laid end to end, and where each client's begin."""
+    counts = [len(own) for own in tokens]
+    whole = Tokens(
+        inputs=[row for own in tokens for row in own.inputs],
+        targets=[row for own in tokens for row in own.targets],
+    )
+    return whole, np.cumsum([0, *counts[:-1]], dtype=np.int64)
+
+
+def filled(rows: Sequence[int], size: int) -> list[int]:
+    """Return the rows and then the first of them again, `size` in all.
+
+    A filler is one of the client's own, so that its loss is finite where the client's are.
+    """
+    return [*rows, *[rows[0]] * (size - len(rows))]
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Let attention be written out within: its fused kernels take no stack of clients at once."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def kept_bytes(losses: BatchedLosses, tokens: Tokens, row: int) -> int:
+    """Return the memory that a forward pass of one row keeps for its backward pass."""
+    own = {p.untyped_storage().data_ptr() for p in losses.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, _same):
+        batch = losses.batch(tokens, np.array([row]))
+        alive: Any = losses(batch)  # or an address could be used twice
+    del alive
+    return sum(kept.values())
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _linear_layers(loaded: Loaded) -> dict[nn.Linear, tuple[str | None, str | None]] | None:
+    """Return weight's and bias's names of the layers trained; None: others are trained, or twice.
+
+    A layer's name is None where it does not travel.
+    """
+    names: dict[Tensor, str] = {p: name for name, p in loaded.exchange.parameters.items()}
+    found: dict[nn.Linear, tuple[str | None, str | None]] = {}
+    for module in loaded.model.modules():
+        if type(module) is nn.Linear:
+            weight = names.get(module.weight)
+            bias = names.get(module.bias) if module.bias is not None else None
+            if weight is not None or bias is not None:
+                found[module] = (weight, bias)
+    held = [name for pair in found.values() for name in pair if name is not None]
+    return found if sorted(held) == sorted(names.values()) else None
+
+
+@contextmanager
+def _tapped(
+    layers: Sequence[nn.Linear], probes: Sequence[Tensor] | None
+) -> Iterator[dict[nn.Linear, Tensor]]:
+    """Keep what goes into the layers, and add a probe to what comes out; or keep what comes out.
+
+    A probe is zero: its gradient is that of the layer's output.
+    """
+    kept: dict[nn.Linear, Tensor] = {}
+
+    def tap(layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if layer in kept:
+            raise TrainingError("a layer ran twice in a pass; its gradient is not one product")
+        if probes is None:
+            kept[layer] = output
+            return output
+        kept[layer] = args[0]
+        return output + probes[places[layer]]
+
+    places = {layer: place for place, layer in enumerate(layers)}
+    handles = [layer.register_forward_hook(tap) for layer in layers]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _positions(tensor: Tensor, apart: int) -> Tensor:
+    """Return a tensor with one dimension of positions between the first `apart` and the last."""
+    return tensor.flatten(apart, -2)

@@ -1,0 +1,48 @@
+"""Job: one site's round of training, ready to run; and the one way to run it alone."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from intramural.core.layout import Vector
+from intramural.models.resident import Resident
+from intramural.models.tasks import Tokens
+from intramural.models.training import RoundPlan, train_round
+
+if TYPE_CHECKING:
+    from intramural.models.private_training import PrivateRound
+
+Trained = tuple[Vector, float | None]
+"""A site's delta, shape `(layout.size,)`, and the mean of its steps' losses; None when private."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One site's round."""
+
+    tokens: Tokens
+    """The site's training records, at least one."""
+    plan: RoundPlan
+    private: "PrivateRound | None" = None
+    """Under [privacy]; each site has its own."""
+
+
+def run_job(resident: Resident, job: Job, start: Vector) -> Trained:
+    """Train the resident model from `start`, and return what changed.
+
+    Raises:
+        TrainingError, Unclippable: As `train_round` and `train_privately`.
+    """
+    loaded, loss = resident.loaded, None
+    loaded.exchange.write(start)
+    if job.private is None:
+        loss = train_round(loaded, resident.task, job.tokens, job.plan)
+    else:
+        # here: accounting and Opacus take seconds to load, which only [privacy] needs
+        from intramural.models.private_training import train_privately
+
+        train_privately(loaded, resident.task, job.tokens, job.plan, job.private)
+    delta = loaded.exchange.read()
+    np.subtract(delta, start, out=delta)
+    return delta, loss
