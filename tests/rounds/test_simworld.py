@@ -221,6 +221,15 @@ def test_a_bad_disk_stops_a_run_and_a_good_one_takes_it_up(kind: str, whom: str)
         assert result.digest == expected.digest
 
 
+def test_a_disk_that_stores_no_answer_is_waited_for_however_often_its_site_is_asked() -> None:
+    """It takes a journal's line, so that the site passes each greeting, and fails each round."""
+    unstored = accident("unstored", "site-2", lasts_s=200.0)
+    result = simulate(Plan(seed=6, accidents=(unstored,)))
+    assert (result.ends, result.digest) == (("finished",), calm(Plan(seed=6)).digest)
+    assert result.discarded > 3  # more than a round may fail
+    assert last_time(result) < 200.0 + 300.0
+
+
 def test_sites_that_are_cut_off_come_back_and_the_run_goes_on() -> None:
     """Two of three for 200 s: longer than Flower waits for a node, shorter than the deadline."""
     cuts = tuple(accident("cut", f"site-{n}", when_s=12.0, lasts_s=200.0) for n in (1, 2))

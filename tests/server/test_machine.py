@@ -90,13 +90,18 @@ def opened(rules: Rules, names: str = "abc") -> World:
     return world
 
 
-def reply(world: World, names: str, *, good: bool = True) -> None:
+def reply(world: World, names: str, *, good: bool = True, excused: bool = False) -> None:
     """Let these sites answer what is asked now, and let the machine look."""
     state = world.state
     for name in names:
         world.feed(
             Answer(
-                site=name, phase=state.phase, round=state.round, attempt=state.attempt, good=good
+                site=name,
+                phase=state.phase,
+                round=state.round,
+                attempt=state.attempt,
+                good=good,
+                excused=excused,
             )
         )
     world.feed(Tick(now_s=world.now_s))
@@ -137,7 +142,7 @@ def test_a_round_is_retried_and_fails_after_its_last_attempt() -> None:
     world = opened(Rules(rounds=1, sites_min=3, attempts_max=2))
     reply(world, "ab")
     reply(world, "c", good=False)
-    assert world.state == State(attempt=2)
+    assert world.state == State(attempt=2, failures=1)
     world.feed(Sites(eligible=("a", "b", "c"), now_s=0.0))
     reply(world, "abc", good=False)
     why = "round 1: 0 good answers, 3 needed"
@@ -145,6 +150,61 @@ def test_a_round_is_retried_and_fails_after_its_last_attempt() -> None:
         machine.Discard(round=1, reason=why),
         machine.Finish(failed=why),
     ]
+    assert world.state.phase is Phase.FAILED
+
+
+def attempted(world: World, good: str, excused: str, bad: str = "") -> None:
+    """Let abc be asked once more, and answer so."""
+    if world.state.phase is Phase.WAIT:
+        world.feed(Sites(eligible=("a", "b", "c"), now_s=0.0))
+    reply(world, excused, good=False, excused=True)
+    reply(world, bad, good=False)
+    reply(world, good)
+
+
+@pytest.mark.parametrize(
+    ("quorum", "good", "excused", "bad", "counts"),
+    [
+        (1.0, "ab", "c", "", False),  # 2 + 1 = 3, of 3 needed
+        (1.0, "", "abc", "", False),  # 0 + 3
+        (1.0, "a", "b", "c", True),  # 1 + 1 = 2: c was at fault, whatever b's people do
+        (1.0, "", "", "abc", True),
+        (0.6, "a", "b", "c", False),  # 1 + 1 = 2 = ceil(0.6 * 3)
+        (0.6, "", "a", "bc", True),  # 0 + 1
+    ],
+)
+def test_an_attempt_counts_only_if_the_excused_could_not_have_saved_it(
+    quorum: float, good: str, excused: str, bad: str, counts: bool
+) -> None:
+    world = opened(Rules(rounds=1, sites_min=3, quorum=quorum, attempts_max=2))
+    attempted(world, good, excused, bad)
+    assert world.state == State(attempt=2, failures=1 if counts else 0)
+    attempted(world, good, excused, bad)
+    assert world.state.phase is (Phase.FAILED if counts else Phase.WAIT)
+
+
+def test_excused_attempts_have_no_end_and_numbers_of_their_own_and_forgive_no_failure() -> None:
+    world = opened(Rules(rounds=1, sites_min=3, attempts_max=2))
+    attempted(world, "ab", "", "c")
+    for number in range(2, 12):
+        assert world.state == State(attempt=number, failures=1)
+        attempted(world, "ab", "c")
+    attempted(world, "ab", "", "c")  # the second that counts
+    assert world.state.phase is Phase.FAILED
+
+
+def test_a_committed_round_leaves_the_next_one_all_its_attempts() -> None:
+    world = opened(Rules(rounds=2, sites_min=3, attempts_max=2, evaluate_every=0))
+    attempted(world, "ab", "", "c")
+    attempted(world, "abc", "")
+    assert world.state == State(committed=1)
+
+
+def test_a_second_answer_excuses_nobody() -> None:
+    world = opened(Rules(rounds=1, sites_min=3, attempts_max=1))
+    reply(world, "c", good=False)
+    reply(world, "c", good=False, excused=True)
+    reply(world, "ab")
     assert world.state.phase is Phase.FAILED
 
 

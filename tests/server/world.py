@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
+from typing import TypeGuard
 
 from intramural.server import machine
 from intramural.server.machine import Event, Phase, Rules, State
@@ -35,6 +36,10 @@ class World:
     """After each commit: rounds committed, and the numbers of events and effects so far."""
     fold: set[str] = field(default_factory=set)
     """Sites whose answer was folded in since the phase began."""
+    excused: set[str] = field(default_factory=set)
+    """Sites whose refusal was excused since the phase began."""
+    failures: int = 0
+    """Attempts at the round that its excused sites could not have saved."""
     aggregated: int = 0
     """Round whose aggregate waits to be committed; 0: none."""
 
@@ -47,6 +52,8 @@ class World:
         if before.phase in OVER:
             assert self.state == before
             assert effects == ()
+        if _is_excused(event, before):
+            self.excused.add(event.site)
         for effect in effects:
             self._carry_out(effect, before, event)
         if effects and isinstance(effects[-1], machine.Commit):
@@ -57,7 +64,11 @@ class World:
     def crash(self) -> None:
         """Forget all but what is committed."""
         self.state = State(committed=len(self.commits))
-        self.fold, self.aggregated = set(), 0
+        self._begin_phase()
+        self.aggregated = self.failures = 0
+
+    def _begin_phase(self) -> None:
+        self.fold, self.excused = set(), set()
 
     def _carry_out(self, effect: machine.Effect, before: State, event: Event) -> None:
         match effect:
@@ -68,7 +79,7 @@ class World:
                 rng = random.Random(effect.round)
                 cohort = frozenset(rng.sample(sorted(effect.eligible), effect.size))
                 self.state = machine.chosen(self.rules, self.state, cohort, event.now_s)
-                self.fold = set()
+                self._begin_phase()
             case machine.Count(site=site):
                 assert isinstance(event, machine.Answer)
                 asked = (before.phase, before.round, before.attempt)
@@ -85,16 +96,40 @@ class World:
             case machine.Evaluate():
                 assert effect.split == ("test" if self.state.phase is Phase.TEST else "validation")
                 assert effect.split == "test" or effect.sites == self.fold
-                self.fold = set()
+                self._begin_phase()
             case machine.Commit():
                 assert effect.round == self.aggregated == len(self.commits) + 1
                 self.commits.append(effect.round)
-                self.aggregated = 0
+                self.aggregated = self.failures = 0
             case machine.Discard():
                 assert not self.aggregated
-                self.fold = set()
+                self._give_up(before)
             case machine.Finish(failed=None):
                 assert self.commits == list(range(1, self.rules.rounds + 1))
+
+    def _give_up(self, before: State) -> None:
+        """Check that a round is tried again, and not without end, by sites that may be mended."""
+        needed = max(1, share_of(self.rules.quorum, len(before.cohort)))
+        assert len(self.fold) < needed
+        assert not self.fold & self.excused
+        if len(self.fold | self.excused) < needed:
+            self.failures += 1
+        if self.failures == self.rules.attempts_max:
+            assert self.state.phase is Phase.FAILED
+        else:
+            assert self.state == State(
+                committed=before.committed, attempt=before.attempt + 1, failures=self.failures
+            )
+        self._begin_phase()
+
+
+def _is_excused(event: Event, state: State) -> TypeGuard[machine.Answer]:
+    """Return whether an event is the first answer of a site that was asked, and is excused."""
+    if not isinstance(event, machine.Answer) or event.good or not event.excused:
+        return False
+    asked = (state.phase, state.round, state.attempt)
+    is_asked = event.site in state.cohort - state.answered
+    return is_asked and (event.phase, event.round, event.attempt) == asked
 
 
 def random_rules(rng: random.Random) -> Rules:
@@ -128,8 +163,10 @@ def random_event(world: World, rng: random.Random) -> Event:
         round_ += rng.choice((-1, 1))
     elif dice > 0.85:
         attempt += rng.choice((-1, 1))
-    good = rng.random() < 0.8
-    return machine.Answer(site=site, phase=phase, round=round_, attempt=attempt, good=good)
+    good, excused = rng.random() < 0.8, rng.random() < 0.5
+    return machine.Answer(
+        site=site, phase=phase, round=round_, attempt=attempt, good=good, excused=excused
+    )
 
 
 def calm_events(world: World) -> Iterator[Event]:

@@ -69,6 +69,9 @@ def _befall_site(clock: Clock, site: SimSite, accident: Accident) -> None:
         case "full":
             site.disk.full = True
             clock.after(accident.lasts_s, site.disk.heal)
+        case "unstored":
+            site.disk.stores_answers = False
+            clock.after(accident.lasts_s, site.disk.heal)
         case "fsync":
             site.disk.fsync_fails, site.disk.truncate_fails = True, accident.power
             clock.after(accident.lasts_s, site.disk.heal)

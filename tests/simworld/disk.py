@@ -41,6 +41,8 @@ class Disk:
         """Done so far; each is a boundary at which a process may die."""
         self.dead = False
         self.full = False
+        self.stores_answers = True
+        """False: a line still fits, and an answer does not."""
         self.fsync_fails = False
         self.truncate_fails = False
         self._last: int | None = None
@@ -78,6 +80,7 @@ class Disk:
         """Make the disk a good one, and its process live on."""
         self._last = None
         self.full = self.fsync_fails = self.truncate_fails = False
+        self.stores_answers = True
 
     def step(self, do: Callable[[], T], torn: Callable[[], Any] | None = None) -> T:
         """Do one operation, unless the process is dead or dies of it."""
@@ -189,10 +192,13 @@ class SimFile(io.FileIO):
     def __init__(self, disk: Disk, file: str | int, mode: str) -> None:
         self._disk = disk
         super().__init__(file, mode)
-        disk.named(os.readlink(f"/proc/self/fd/{self.fileno()}"))
+        self._path = os.readlink(f"/proc/self/fd/{self.fileno()}")
+        disk.named(self._path)
 
     def write(self, content: Any) -> int:
         """Write some of the content; return how much."""
+        if replies.SUFFIX in self._path and not (self._disk.stores_answers or self._disk.dead):
+            raise OSError(errno.ENOSPC, "No space left on device")
         return self._disk.written(super().write, bytes(content))
 
     def truncate(self, size: int | None = None) -> int:

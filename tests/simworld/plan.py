@@ -22,7 +22,9 @@ CALM = Weather()
 AT_COORDINATOR = (
     "kill", "dies", "dies", "push", "link", "full", "fsync", "clock", "clock", "freeze"
 )  # fmt: skip
-AT_SITE = ("kill", "kill", "worker", "worker", "cut", "hang", "full", "fsync", "clock", "dies")
+AT_SITE = (
+    "kill", "kill", "worker", "worker", "cut", "hang", "full", "unstored", "fsync", "clock", "dies"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any
 from flwr.app import Message
 
 from intramural.core.wire import HEADER, RECORD
+from intramural.server.directory import MENDABLE
 from intramural.server.lost import FLOWER
 from intramural.server.machine import Rules
 from intramural.server.post import AWAY
@@ -53,6 +54,8 @@ class Witness(Watcher):
         """Sites asked in the present phase; none between phases."""
         self._answered: set[str] = set()
         self._good: set[str] = set()
+        self._excused: set[str] = set()
+        """Sites that refused in this phase for what their people can mend."""
         self._begun_s = 0.0
         self._lost: dict[str, float] = {}
         self._times: dict[str, int] = {}
@@ -63,7 +66,7 @@ class Witness(Watcher):
         """Messages of this phase."""
         self._hears_present = self._hears_spoilt = False
         self._tries = 0
-        """Rounds given up since the last commit."""
+        """Rounds given up since the last commit that the excused sites could not have saved."""
 
     @property
     def owed(self) -> list[str]:
@@ -90,7 +93,7 @@ class Witness(Watcher):
             assert self._is_due, f"a phase closed early, without {self.owed}"
             assert len(self._good) >= self._needed, "a phase closed without its quorum"
         self.cohort = frozenset()
-        self._answered, self._good = set(), set()
+        self._answered, self._good, self._excused = set(), set(), set()
         self._lost, self._times = {}, {}
         self._hears_present = self._hears_spoilt = False
         self._asked, self._vanished, self._present = set(), set(), set()
@@ -129,6 +132,8 @@ class Witness(Watcher):
             assert site in self.cohort, f"{site} was judged and not asked"
             self._answered.add(site)
             self._lost.pop(site, None)
+            if reason in MENDABLE:
+                self._excused.add(site)
 
     def committed(self, record: dict[str, Any]) -> None:
         """Note a commit."""
@@ -141,7 +146,7 @@ class Witness(Watcher):
         """A round that is thrown away ends its phase."""
         self._say(f"noticed {line}")
         if "good answers" in line:
-            self._tries += 1
+            self._tries += len(self._good | self._excused) < self._needed
             assert self._tries <= TRIES_MAX, "a round is tried without end"
             assert not self.owed, f"a round was given up while {self.owed} may answer"
             assert len(self._good) < self._needed, "a round was given up that had its quorum"
