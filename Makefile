@@ -5,7 +5,7 @@ READY := .venv/.ready
 ICD10 := examples/icd10/federation.toml --data examples/icd10/site.toml --sites 5 --partition dirichlet:0.3
 SHELL := /bin/bash
 
-.PHONY: help install demo demo-full demo-private demo-naics demo-generation check test test-all chaos bench clean
+.PHONY: help install demo demo-full demo-private demo-naics demo-generation check test test-all chaos bench bench-peers clean
 
 help:           ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -68,5 +68,11 @@ bench: install  ## The benchmarks; tables under benchmarks/results
 	$(BIN)/python -m benchmarks.private_utility --all runs/titles.csv \
 	  --json benchmarks/results/private_utility.json
 
-clean:          ## Remove runs and caches, not .venv
+bench-peers: install  ## Simulating by hand, by our engines, by Flower on Ray and by pfl; 15 minutes
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q torch==2.13.0
+	.venv-peers/bin/python -m pip install -q -r benchmarks/peers/requirements.txt
+	$(BIN)/python -m benchmarks.simulation --json benchmarks/results/simulation.json
+
+clean:          ## Remove runs and caches, not .venv nor .venv-peers
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.json

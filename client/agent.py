@@ -313,6 +313,10 @@ class SiteAgent:
         return bounded[: self.federation.evaluation.records_max]
 
     def _tokens_of(self, split: Split) -> Tokens:
+        if split == "train" and split not in self._tokens:
+            found = self._source.training_tokens(self.resident())
+            if found is not None and len(found):
+                self._tokens[split] = found
         if split not in self._tokens:
             records = self.records_of(split) if split == "train" else self.evaluated_of(split)
             if not records:

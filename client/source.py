@@ -29,6 +29,10 @@ class Source(Protocol):
         """Return some of them as tokens."""
         ...
 
+    def training_tokens(self, resident: Resident) -> Tokens | None:
+        """Return the tokens of all training records, or None where the records must be read."""
+        ...
+
 
 class FileSource:
     """The file that site.toml names."""
@@ -53,6 +57,10 @@ class FileSource:
         """Return the records as tokens, made now."""
         return resident.task.tokenise(records)
 
+    def training_tokens(self, resident: Resident) -> None:
+        """Return None: they are made of the records."""
+        del resident
+
 
 class PopulationSource:
     """One site of a simulated population, whose tokens are made once for all sites and runs."""
@@ -69,8 +77,23 @@ class PopulationSource:
 
     def tokens(self, resident: Resident, records: Sequence[Record]) -> Tokens:
         """Return the records' tokens, as they lie in the population's file."""
+        return self._at(resident, [record.row for record in records if record.row is not None])
+
+    def training_tokens(self, resident: Resident) -> Tokens | None:
+        """Return the training records' tokens, as `split_records` and `tokens` would find them."""
+        if self._population.has_chains:
+            return None
+        salt = self._federation.federation.name
+        train, test = (
+            self._population.rows_on(self._number, split, salt=salt) for split in ("train", "test")
+        )
+        if not len(train) or not len(test):
+            return None  # whoever reads the records then hears why they are refused
+        return self._at(resident, train.tolist())
+
+    def _at(self, resident: Resident, rows: Sequence[int]) -> Tokens:
         table = token_table(self._population, resident, self._federation)
-        inputs, targets = table.of([record.row for record in records if record.row is not None])
+        inputs, targets = table.of(rows)
         return Tokens(inputs=inputs, targets=targets)
 
 

@@ -9,21 +9,27 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from intramural.core.canonical import digest_json
 from intramural.core.errors import DataError
 from intramural.core.files import write_json
+from intramural.core.messages import Split
 from intramural.core.seeds import generator
 from intramural.data.records import Record
+from intramural.data.split import key_of, side_of
 
 RECORDS, FACTS, STARTS, ROWS = "records.arrow", "population.json", "starts.npy", "rows.npy"
 COLUMNS = ("text", "target", "group", "person")
 BATCH_ROWS = 10_000
+SPLITS: tuple[Split, ...] = get_args(Split)
 Rows = NDArray[np.int64]
 """Positions of a site's records in the file, ascending, shape `(records,)`."""
 Pair = tuple[NDArray[np.int32], NDArray[np.int32]]
@@ -49,6 +55,7 @@ class Population:
         """
         self.folder = folder
         self._tables: dict[str, TokenTable] = {}
+        self._sides: dict[str, NDArray[np.int8]] = {}
         try:
             facts = json.loads((folder / FACTS).read_bytes())
             self._table = _mapped(folder / RECORDS)
@@ -81,6 +88,40 @@ class Population:
             Record(text=text, target=target, group=group, person=person, row=row)
             for text, target, group, person, row in zip(*columns, rows.tolist(), strict=True)
         )
+
+    def rows_on(self, site: int, split: Split, *, salt: str) -> Rows:
+        """Return the rows of a site's split, without reading the records; as `split_records` deals.
+
+        Raises:
+            DataError: Records have both groups and persons, whose chains depend on the site.
+        """
+        if salt not in self._sides:
+            self._sides[salt] = self._load_sides(salt)
+        rows = self.rows_of(site)
+        found: Rows = rows[self._sides[salt][rows] == SPLITS.index(split)]
+        return found
+
+    @cached_property
+    def has_chains(self) -> bool:
+        """Whether records have both groups and persons: then a split must be made of records."""
+        nulls = [self._table.column(name).null_count for name in ("group", "person")]
+        return all(count < len(self) for count in nulls)
+
+    def _load_sides(self, salt: str) -> NDArray[np.int8]:
+        """Return each record's side, from the file of that salt, which is made at first use."""
+        if self.has_chains:
+            raise DataError(f"{self.folder}: groups and persons chain records; read the records")
+        path = self.folder / f"sides-{digest_json(salt)[7:23]}.npy"
+        if not path.is_file():
+            names = [self._table.column(name).to_pylist() for name in ("text", "group", "person")]
+            found = (
+                SPLITS.index(side_of(key_of(text, group, person), salt))
+                for text, group, person in zip(*names, strict=True)
+            )
+            sides = np.fromiter(found, dtype=np.int8, count=len(self))
+            _write_beside(path, lambda sink: sink.write(_npy(sides)))
+        kept: NDArray[np.int8] = np.load(path, mmap_mode="r")
+        return kept
 
     def tokens(self, key: str, make: Callable[[Sequence[Record]], Iterable[Pair]]) -> "TokenTable":
         """Return all records' tokens, from the file of that name; it is made if it is not there.
@@ -183,6 +224,12 @@ def _write_beside(path: Path, write: Callable[[Any], None]) -> None:
     with pa.OSFile(str(beside), "wb") as sink:
         write(sink)
     beside.replace(path)
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    content = BytesIO()
+    np.save(content, array)
+    return content.getvalue()
 
 
 def _mapped(path: Path) -> Any:

@@ -80,7 +80,7 @@ def grouping_keys(records: Sequence[Record]) -> list[str]:
     the smallest among theirs.
     """
     parents: dict[str, str] = {}
-    names = [_names(record) for record in records]
+    names = [_names(record.text, record.group, record.person) for record in records]
     for first, *others in names:
         for other in others:
             low, high = sorted((_root(parents, first), _root(parents, other)))
@@ -88,11 +88,16 @@ def grouping_keys(records: Sequence[Record]) -> list[str]:
     return [_root(parents, first) for first, *_ in names]
 
 
-def _names(record: Record) -> list[str]:
+def key_of(text: str, group: str | None, person: str | None) -> str:
+    """Return the grouping key of a record that no chain of groups and persons joins to others."""
+    return _names(text, group, person)[0]
+
+
+def _names(text: str, group: str | None, person: str | None) -> list[str]:
     """Return what a record belongs to; the prefix keeps group 7 apart from person 7."""
-    given: Iterable[tuple[str, str | None]] = (("group", record.group), ("person", record.person))
+    given: Iterable[tuple[str, str | None]] = (("group", group), ("person", person))
     names = [f"{kind}:{value}" for kind, value in given if value is not None]
-    return names or [f"text:{normalise(record.text)}"]
+    return names or [f"text:{normalise(text)}"]
 
 
 def _root(parents: dict[str, str], name: str) -> str:

@@ -23,8 +23,8 @@ from intramural.models.loading import Loaded
 from intramural.models.private_training import PrivateRound
 from intramural.models.schedule import learning_rate
 from intramural.models.stacked import Stack, pieces
+from intramural.models.steps import make_optimizer
 from intramural.models.tasks import Batch, Task, Tokens
-from intramural.models.training import make_optimizer
 from intramural.privacy.clipped_sums import clip_factors
 from intramural.privacy.moved import MovedCheck
 from intramural.privacy.records import full_precision

@@ -8,14 +8,9 @@ from numpy.typing import NDArray
 
 from intramural.models.loading import Loaded
 from intramural.models.schedule import learning_rate
+from intramural.models.steps import make_optimizer
 from intramural.models.tasks import Task, Tokens
-from intramural.models.training import (
-    RoundPlan,
-    dropout_from,
-    make_optimizer,
-    precision,
-    to_device,
-)
+from intramural.models.training import RoundPlan, dropout_from, precision, to_device
 from intramural.privacy.bookkeeping import BookkeepingEngine
 from intramural.privacy.engine import Engine
 from intramural.privacy.moved import MovedCheck

@@ -10,7 +10,7 @@ from torch import Tensor
 from intramural.core.federation import Training
 from intramural.core.layout import Vector
 from intramural.models.loading import Loaded
-from intramural.models.training import make_optimizer
+from intramural.models.steps import make_optimizer
 
 
 class Stack:

@@ -16,6 +16,7 @@ from intramural.core.metrics import Sums, add_sums
 from intramural.core.seeds import derive_seed, generator
 from intramural.models.loading import Loaded
 from intramural.models.schedule import learning_rate
+from intramural.models.steps import make_step
 from intramural.models.tasks import Batch, Task, Tokens
 
 Indices = list[int]
@@ -83,21 +84,17 @@ def train_round(loaded: Loaded, task: Task, tokens: Tokens, plan: RoundPlan) -> 
     """
     model, settings = loaded.model, plan.training
     parameters = list(loaded.exchange.parameters.values())
-    optimizer = make_optimizer(parameters, settings)
-    optimizer.zero_grad(set_to_none=True)  # a round that failed may have left another's gradient
+    optimizer_step = make_step(parameters, settings)
     steps = plan.steps(len(tokens))
     losses: list[Tensor] = []
     model.train()
     with dropout_from(derive_seed(plan.seed, "dropout", plan.round, plan.site), loaded.device):
         for step, batch in enumerate(plan.batches(len(tokens))):
             progress = (plan.round - 1 + step / steps) / plan.rounds
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, progress)
             losses.append(_accumulate(loaded, task, tokens, batch, plan))
             if settings.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer_step(learning_rate(settings, progress))
     values = torch.stack(losses).tolist()
     for step, value in enumerate(values, start=1):
         if not np.isfinite(value):
@@ -161,18 +158,6 @@ def evaluate(
             batch = task.pad(tokens, order[start : start + batch_size])
             parts.append(task.measure(loaded.model, to_device(batch, loaded.device)))
     return add_sums(parts)
-
-
-def make_optimizer(parameters: list[torch.nn.Parameter], settings: Training) -> Any:
-    """Return the site's optimizer; weight decay spares biases and norms (vectors)."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
-    fused = parameters[0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
 
 
 def precision(training: Training, device: torch.device) -> AbstractContextManager[Any]:

@@ -10,6 +10,7 @@ from intramural.core.errors import DataError
 from intramural.data import population
 from intramural.data.population import Draw, Pair, Population, write_population
 from intramural.data.records import Record
+from intramural.data.split import split_records
 
 RECORDS = tuple(
     Record(text=f"text {i}", target="ab"[i % 2], group=f"g{i // 2}" if i % 3 else None)
@@ -81,6 +82,37 @@ def test_tokens_are_made_once_and_found_by_row(
     assert sum(asked) == 50
     dealt.tokens("other", make)
     assert sum(asked) == 100
+
+
+@pytest.mark.parametrize("column", ["group", "person", None])
+def test_sides_are_those_of_the_records_split_one_by_one(
+    tmp_path: Path, column: str | None
+) -> None:
+    records = [
+        Record(
+            text=f"text {i // 2}",
+            target="a",
+            group=f"g{i % 60}" if column == "group" else None,
+            person=f"p{i % 60}" if column == "person" else None,
+        )
+        for i in range(200)
+    ]
+    made = write_population(tmp_path, records, Draw(records=40, seed=1), sites=9)
+    for site in range(9):
+        split = split_records(made.records_of(site), salt="tiny")
+        for side in ("train", "validation", "test"):
+            rows = made.rows_on(site, side, salt="tiny").tolist()
+            assert rows == [record.row for record in getattr(split, side)]
+    other = [made.rows_on(site, "train", salt="other").tolist() for site in range(9)]
+    assert other != [made.rows_on(site, "train", salt="tiny").tolist() for site in range(9)]
+
+
+def test_records_in_chains_have_no_sides_of_their_own(tmp_path: Path) -> None:
+    chained = [Record(text="t", target="a", group="g", person=f"p{i}") for i in range(5)]
+    made = write_population(tmp_path, chained, Draw(records=2, seed=1), sites=2)
+    assert made.has_chains
+    with pytest.raises(DataError, match="read the records"):
+        made.rows_on(0, "train", salt="tiny")
 
 
 def test_a_folder_without_a_whole_population_is_named(dealt: Population) -> None:

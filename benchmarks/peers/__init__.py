@@ -1,0 +1,1 @@
+"""Other simulators on the same workloads, written as their users write them."""
