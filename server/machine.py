@@ -197,7 +197,7 @@ def step(rules: Rules, state: State, event: Event) -> Outcome:
 
 def _open(rules: Rules, state: State, event: Sites) -> Outcome:
     if state.committed >= rules.rounds:  # resumed after the last commit
-        return _test(rules, state, frozenset(event.eligible), event.now_s)
+        return _test(rules, state, event.eligible, event.now_s)
     count = len(event.eligible)
     if count < rules.sites_min:
         reason = f"round {state.round} waits: {count} of {rules.sites_min} sites are ready"
@@ -293,8 +293,9 @@ def _committed(rules: Rules, state: State) -> Outcome:
     return after, (Commit(round=after.committed),)
 
 
-def _test(rules: Rules, state: State, sites: frozenset[str], now_s: float) -> Outcome:
-    if not rules.evaluate_every or not sites:
+def _test(rules: Rules, state: State, eligible: Sequence[str], now_s: float) -> Outcome:
+    if not rules.evaluate_every or not eligible:
         return replace(state, phase=Phase.DONE), (Finish(),)
+    sites = frozenset(eligible)
     after = _collect(rules, state, Phase.TEST, sites, now_s)
     return after, (Evaluate(round=state.committed, split="test", sites=sites),)
