@@ -49,7 +49,7 @@ check: install  ## Style, types
 	$(BIN)/mypy
 
 test: install   ## The tests, under 10 minutes on 2 cores
-	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-report=json:.coverage.json -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-report=json:.coverage.json -q
 	$(BIN)/python -m tests.coverage_floor
 
 test-all: install  ## The tests, and those that take minutes

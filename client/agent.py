@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -65,11 +66,12 @@ class SiteAgent:
         self.site = site
         self.federation = federation
         self.name = site.site.name
+        self._is_allowed = False
         self._guard: Guard | None = None
         self._splits: Splits | None = None
         self._tokens: dict[Split, Tokens] = {}
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """What an update of this site looks like; builds the model at first use."""
         return self.resident().loaded.exchange.layout
@@ -116,6 +118,8 @@ class SiteAgent:
     def _check_policy(self) -> None:
         """Hold the federation against the site's limits: those that need no model, then all."""
         policy, now = self.site.policy, self._now()
+        if self._is_allowed and not policy.hours:
+            return  # nothing that was looked at can have changed since
         found = violations(policy, self.federation, now=now)
         if not found or {v.key for v in found} == {
             "policy.models"
@@ -130,6 +134,7 @@ class SiteAgent:
             )
         else:
             check_manifest(policy, self.federation, now=now)
+        self._is_allowed = True
 
     def let_out(self, reply: Reply) -> Reply:
         """Return the reply once the egress policy has let it pass.

@@ -51,7 +51,7 @@ class Classification:
             batch = {"features": self._body.features(tokens, indices)}
         else:
             batch = pad_inputs(tokens, indices, filler=self._tokenizer.pad_token_id)
-        batch["targets"] = torch.tensor([int(tokens.targets[i][0]) for i in indices])
+        batch["targets"] = tokens.classes.index_select(0, torch.tensor(indices))
         return batch
 
     def losses(self, model: Any, batch: Batch) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from intramural.core.metrics import Sums
 
+BLOCK_MAX = 1 << 20
+"""Token ids that a data set of equal lengths keeps as one tensor beside its rows."""
 IGNORED = -100
 """Target of a token that no loss counts."""
 
@@ -40,6 +43,19 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    @cached_property
+    def block(self) -> Tensor | None:
+        """All inputs, int64, shape (examples, length), if they are few and of one length."""
+        lengths = {len(ids) for ids in self.inputs}
+        if len(lengths) != 1 or len(self.inputs) * max(lengths) > BLOCK_MAX:
+            return None
+        return torch.from_numpy(np.stack(self.inputs).astype(np.int64))
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """Each example's first target, int64: its class, where the task has classes."""
+        return torch.tensor([int(target[0]) for target in self.targets])
 
     def lengths(self) -> NDArray[np.int64]:
         """Return the number of tokens of each example."""
@@ -77,6 +93,9 @@ class Task(Protocol):
 
 def pad_inputs(tokens: Tokens, indices: Sequence[int], *, filler: int) -> Batch:
     """Return `input_ids` and `attention_mask`, padded on the right to the longest example."""
+    if tokens.block is not None:
+        rows = tokens.block.index_select(0, torch.tensor(indices))
+        return {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
     longest = max(len(tokens.inputs[i]) for i in indices)
     ids = np.full((len(indices), longest), filler, dtype=np.int64)
     mask = np.zeros((len(indices), longest), dtype=np.int64)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from math import fsum, isfinite
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,8 @@ def train_round(loaded: Loaded, task: Task, tokens: Tokens, plan: RoundPlan) -> 
     optimizer_step = make_step(parameters, settings)
     steps = plan.steps(len(tokens))
     losses: list[Tensor] = []
-    model.train()
+    if not model.training:  # it walks all modules
+        model.train()
     with dropout_from(derive_seed(plan.seed, "dropout", plan.round, plan.site), loaded.device):
         for step, batch in enumerate(plan.batches(len(tokens))):
             progress = (plan.round - 1 + step / steps) / plan.rounds
@@ -97,12 +99,12 @@ def train_round(loaded: Loaded, task: Task, tokens: Tokens, plan: RoundPlan) -> 
             optimizer_step(learning_rate(settings, progress))
     values = torch.stack(losses).tolist()
     for step, value in enumerate(values, start=1):
-        if not np.isfinite(value):
+        if not isfinite(value):
             raise TrainingError(
                 f"loss is not finite at step {step} of round {plan.round}; "
                 "lower training.learning_rate or set training.gradient_clip"
             )
-    return float(np.mean(values))
+    return fsum(values) / len(values)
 
 
 def _accumulate(
@@ -116,7 +118,9 @@ def _accumulate(
     for rows in micro_batches(tokens, batch, rows_max=plan.micro_batch, waste_max=waste_max):
         part = to_device(task.pad(tokens, rows), loaded.device)
         with precision(plan.training, loaded.device):
-            loss = task.losses(loaded.model, part).sum() / len(batch)
+            losses = task.losses(loaded.model, part)
+            whole = len(rows) == len(batch)
+            loss = losses.mean() if whole else losses.sum() / len(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None, "a batch has rows"
@@ -132,6 +136,10 @@ def micro_batches(
     what one more forward and backward pass costs. Short texts then do not pay for the longest of
     their batch. The parts' gradients add up to the batch's.
     """
+    if tokens.block is not None:  # all of one length: nothing is wasted
+        rows, most = sorted(batch), rows_max or len(batch)
+        yield from (rows[first : first + most] for first in range(0, len(rows), most))
+        return
     part: Indices = []
     longest = waste = 0
     for index in sorted(batch, key=lambda i: (-len(tokens.inputs[i]), i)):

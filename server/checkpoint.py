@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from intramural.core.canonical import digest_file, digest_json
+from intramural.core.canonical import canonical_json, digest_file, digest_json
 from intramural.core.errors import CheckpointError
-from intramural.core.files import sync_folder, write_json
+from intramural.core.files import sync_folder, write_atomic
 from intramural.core.layout import Vector
 
 GENERATIONS = 2
@@ -73,7 +73,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) 
             "arrays": digest_file(arrays_path),
             "history": checkpoint.history,
         }
-        write_json(facts_path, facts | {"digest": digest_json(facts)}, sync=sync)
+        told = canonical_json(facts | {"digest": digest_json(facts)})
+        write_atomic(facts_path, told + b"\n", sync=sync)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise CheckpointError(f"{arrays_path}: cannot write: {error}; free space there") from error

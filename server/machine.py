@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil
 
 from intramural.core.messages import Split
@@ -206,6 +207,7 @@ def _open(rules: Rules, state: State, event: Sites) -> Outcome:
     return state, (Choose(round=state.round, eligible=event.eligible, size=size),)
 
 
+@lru_cache(maxsize=256)
 def _share_of(share: float, count: int) -> int:
     """Return the share of a count, rounded up; of 0.55 as written, not of the float beside it."""
     return ceil(Fraction(str(share)) * count)

@@ -19,7 +19,7 @@ from intramural.simulations.loopback import Loopback, await_end, await_true
 from tests.rounds.runs import run
 from tests.tiny import federation, sites, table
 
-APPROVAL_S, RUN_S = 90.0, 240.0
+APPROVAL_S, RUN_S = 240.0, 240.0
 SITES = ("site-1", "site-2")
 
 

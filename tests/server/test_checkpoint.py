@@ -109,12 +109,12 @@ def test_when_no_generation_is_whole_loading_says_what_to_do(tmp_path: Path) -> 
 def test_a_crash_between_arrays_and_facts_leaves_the_generation_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(*_: object) -> None:
+    def crash(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     saved(tmp_path, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(under_test, "write_json", crash)
+        patch.setattr(under_test, "write_atomic", crash)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(tmp_path, made(3))
     assert same(load_checkpoint(tmp_path)[0], made(2))
@@ -132,11 +132,11 @@ def test_a_crash_that_leaves_new_arrays_under_old_facts_falls_back(tmp_path: Pat
     assert same(load_checkpoint(tmp_path / "a")[0], made(1))
 
 
-@pytest.mark.parametrize("place", ["save_file", "write_json"])
+@pytest.mark.parametrize("place", ["save_file", "write_atomic"])
 def test_a_full_disk_leaves_the_generation_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    def full(*arguments: Any) -> None:
+    def full(*arguments: Any, **_: object) -> None:
         partial = next((a for a in arguments if isinstance(a, Path)), None)
         if place == "save_file" and partial is not None:
             partial.write_bytes(b"half")
