@@ -186,8 +186,9 @@ class Privacy(Section):
     """person: most records of one person used in a step; the rest are left out"""
     relation: Literal["add-remove", "replace-one"] = "add-remove"
     """neighbouring data sets: a unit added or removed, or one replaced by another"""
-    engine: Literal["bookkeeping", "opacus"] = "bookkeeping"
-    """'bookkeeping' (one forward, one backward), or 'opacus' as it is"""
+    engine: Literal["bookkeeping", "opacus", "opacus-ghost"] = "bookkeeping"
+    """'bookkeeping' (one forward, one backward), 'opacus' as it is, or its ghost clipping for
+    records, 'opacus-ghost'"""
     metrics_noise: Positive | None = None
     """noise on each evaluation's two counts / how far one unit moves them, charged; absent: sites
     send no metrics"""
@@ -209,6 +210,11 @@ class Privacy(Section):
         if self.unit == "record" and person != (None, None):
             raise ValueError(
                 "privacy.nominal_persons and privacy.records_per_person are for unit = 'person'"
+            )
+        if self.unit == "person" and self.engine == "opacus-ghost":
+            raise ValueError(
+                "privacy.engine = 'opacus-ghost' has one norm a record, none for a person; set "
+                "privacy.engine to 'bookkeeping' or 'opacus'"
             )
         if self.delta >= 1 / self.nominal_units:
             name = "nominal_records" if self.unit == "record" else "nominal_persons"

@@ -15,6 +15,7 @@ from intramural.privacy.bookkeeping import BookkeepingEngine
 from intramural.privacy.engine import Engine
 from intramural.privacy.moved import MovedCheck
 from intramural.privacy.opacus_engine import OpacusEngine
+from intramural.privacy.opacus_ghost import OpacusGhostEngine
 from intramural.privacy.plan import PrivacyPlan
 from intramural.privacy.random import SecureRandom
 from intramural.privacy.sampler import PoissonSampler
@@ -31,6 +32,7 @@ UNPADDED_ROWS_MAX = 1 << 12
 ENGINES: dict[str, Callable[..., Engine]] = {
     "bookkeeping": BookkeepingEngine,
     "opacus": OpacusEngine,
+    "opacus-ghost": OpacusGhostEngine,
 }
 """By the name in privacy.engine."""
 Rows = Sequence[int]

@@ -63,7 +63,7 @@ def rehearse(loaded: Loaded, task: Task, federation: FederationConfig) -> None:
         except RuntimeError as error:
             raise ModelError(
                 f"{type(loaded.model).__name__} fails in a private pass of two sentences "
-                f"({type(error).__name__}), privacy.engine = {engine.name!r}; use the other "
+                f"({type(error).__name__}), privacy.engine = {engine.name!r}; use another "
                 "engine, or another base"
             ) from error
 

@@ -1,4 +1,4 @@
-"""Engine: per-unit gradients, clipped, summed, noised. Two of them stand behind one interface."""
+"""Engine: per-unit gradients, clipped, summed, noised. Three of them stand behind one interface."""
 
 from collections.abc import Sequence
 from types import TracebackType

@@ -128,7 +128,7 @@ class OpacusEngine:
 
     def __enter__(self) -> Self:
         """Attach Opacus' hooks; the model's type stays."""
-        self._hooks = GradSampleHooks(self._model, loss_reduction="sum")
+        self._hooks = self._hook()
         self._probed = False
         self._spread = [
             module.register_forward_pre_hook(self._a_row_each)
@@ -196,6 +196,9 @@ class OpacusEngine:
     def release(self) -> None:
         """Write (sum + noise) / divisor to each parameter's `.grad` and start the next sum."""
         self.optimizer.release()
+
+    def _hook(self) -> Any:
+        return GradSampleHooks(self._model, loss_reduction="sum")
 
     def _a_row_each(self, layer: nn.Module, args: tuple[Any, ...]) -> Any:
         """Give an embedding ids of shape (rows, ...) where it got (1, ...) for all rows."""

@@ -44,7 +44,7 @@ class PrivacyPlan:
     delta: float
     records_per_person: int | None = None
     """Most records of a person in a step; None for unit 'record'."""
-    engine: Literal["bookkeeping", "opacus"] = "bookkeeping"
+    engine: Literal["bookkeeping", "opacus", "opacus-ghost"] = "bookkeeping"
     metrics_noise: float | None = None
     """Noise's standard deviation / the L2 norm by which one unit moves an evaluation's sums;
     None: no evaluation leaves a site, and none costs anything."""
@@ -173,10 +173,15 @@ def _check(federation: FederationConfig, privacy: Privacy) -> None:
             "strategy.weights = 'examples' would send each site's number of records, which is "
             'private; set strategy.weights = "equal"'
         )
-    if privacy.engine == "opacus" and training.gradient_checkpointing:
+    if privacy.engine != "bookkeeping" and training.gradient_checkpointing:
         wrong.append(
-            "training.gradient_checkpointing hides layers from privacy.engine = 'opacus'; set it "
-            "to false, or the engine to 'bookkeeping'"
+            "training.gradient_checkpointing hides layers from privacy.engine = "
+            f"{privacy.engine!r}; set it to false, or the engine to 'bookkeeping'"
+        )
+    if privacy.engine == "opacus-ghost" and training.precision != "float32":
+        wrong.append(
+            f"training.precision = {training.precision!r} rounds the sum of records, not each, "
+            "under privacy.engine = 'opacus-ghost'; set it to 'float32', or the engine to another"
         )
     if wrong:
         raise ConfigError("\n".join(wrong))
