@@ -220,7 +220,7 @@ class SiteAgent:
             Under [privacy] nothing but the vector tells of the records: the weight is 1, and there
             is no loss and no time.
         """
-        site, layout = self.name, self.layout.digest
+        site, layout = self.name, self.resident().loaded.exchange.layout.digest  # of what trained
         if job.private is not None:
             guard = self._guarded()
             return Update(
@@ -298,7 +298,11 @@ class SiteAgent:
             found = self._source.records()
             for reason, count in sorted(found.skipped.items()):
                 log.warning("%s: skipped %d rows: %s", self.name, count, reason)
-            self._splits = split_records(found.records, salt=self.federation.federation.name)
+            self._splits = split_records(
+                found.records,
+                salt=self.federation.federation.name,
+                needed=self._source.needed,
+            )
         return self._splits
 
     def records_of(self, split: Split) -> Sequence[Record]:

@@ -6,6 +6,7 @@ from typing import Protocol
 from intramural.core.canonical import digest_json
 from intramural.core.errors import Refused
 from intramural.core.federation import FederationConfig
+from intramural.core.messages import Split
 from intramural.core.site import SiteConfig
 from intramural.data.population import Pair, Population, TokenTable
 from intramural.data.readers import read_records
@@ -16,6 +17,9 @@ from intramural.models.tasks import Tokens
 
 class Source(Protocol):
     """Gives the records of one site."""
+
+    needed: tuple[Split, ...]
+    """Splits without which the site cannot take part."""
 
     def records(self) -> Records:
         """Return all of them.
@@ -36,6 +40,8 @@ class Source(Protocol):
 
 class FileSource:
     """The file that site.toml names."""
+
+    needed: tuple[Split, ...] = ("train", "test")
 
     def __init__(self, site: SiteConfig, federation: FederationConfig) -> None:
         """Read nothing yet."""
@@ -65,6 +71,9 @@ class FileSource:
 class PopulationSource:
     """One site of a simulated population, whose tokens are made once for all sites and runs."""
 
+    needed: tuple[Split, ...] = ("train",)
+    """The simulator tests on all records together: a small site may have none for it."""
+
     def __init__(self, population: Population, number: int, federation: FederationConfig) -> None:
         """Read nothing yet; sites are numbered from 0."""
         self._population = population
@@ -84,10 +93,8 @@ class PopulationSource:
         if self._population.has_chains:
             return None
         salt = self._federation.federation.name
-        train, test = (
-            self._population.rows_on(self._number, split, salt=salt) for split in ("train", "test")
-        )
-        if not len(train) or not len(test):
+        train = self._population.rows_on(self._number, "train", salt=salt)
+        if not len(train):
             return None  # whoever reads the records then hears why they are refused
         return self._at(resident, train.tolist())
 

@@ -25,10 +25,12 @@ class Splits:
     validation: tuple[Record, ...] = field(repr=False)
     """May be empty."""
     test: tuple[Record, ...] = field(repr=False)
-    """At least one."""
+    """At least one, unless the site can do without."""
 
 
-def split_records(records: Sequence[Record], *, salt: str) -> Splits:
+def split_records(
+    records: Sequence[Record], *, salt: str, needed: Sequence[Split] = ("train", "test")
+) -> Splits:
     """Put each record on the side of its grouping key, in the given order.
 
     The side depends on the key and the salt alone. So all sites of a federation agree without
@@ -41,15 +43,16 @@ def split_records(records: Sequence[Record], *, salt: str) -> Splits:
     Args:
         records: In any order.
         salt: The same at every site; another salt gives another split.
+        needed: Sides that must hold a record.
 
     Raises:
-        DataError: No record falls on the train side, or none on the test side.
+        DataError: No record falls on a side that must hold one.
     """
     keys = grouping_keys(records)
     sides: dict[Split, list[Record]] = {"train": [], "validation": [], "test": []}
     for record, key in zip(records, keys, strict=True):
         sides[side_of(key, salt)].append(record)
-    for side in ("train", "test"):
+    for side in needed:
         if not sides[side]:
             raise DataError(
                 f"no record for {side}: records {len(records)}, groups {len(set(keys))};"

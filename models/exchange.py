@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from intramural.core.layout import Layout, Vector
+from intramural.core.layout import Layout, Vector, written
 
 
 class Exchange:
@@ -24,6 +24,17 @@ class Exchange:
             values = parameter.detach().to("cpu", torch.float32)
             vector[slot.start : slot.stop] = values.numpy().reshape(-1)
         return vector
+
+    def delta(self, start: Vector) -> Vector:
+        """Return parameters less `start`, as the memory that will travel: no copy is made of it."""
+
+        def subtract(out: Vector) -> None:
+            for slot, parameter in zip(self.layout.slots(), self.parameters.values(), strict=True):
+                values = parameter.detach().to("cpu", torch.float32).numpy().reshape(-1)
+                place = slice(slot.start, slot.stop)
+                np.subtract(values, start[place], out=out[place])
+
+        return written(self.layout.size, subtract)
 
     def write(self, vector: Vector) -> None:
         """Set the parameters to `vector`, which may be read-only and is not kept.

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from intramural.core.layout import Vector
 from intramural.models.resident import Resident
 from intramural.models.tasks import Tokens
@@ -43,6 +41,4 @@ def run_job(resident: Resident, job: Job, start: Vector) -> Trained:
         from intramural.models.private_training import train_privately
 
         train_privately(loaded, resident.task, job.tokens, job.plan, job.private)
-    delta = loaded.exchange.read()
-    np.subtract(delta, start, out=delta)
-    return delta, loss
+    return loaded.exchange.delta(start), loss

@@ -88,8 +88,7 @@ def train_round(loaded: Loaded, task: Task, tokens: Tokens, plan: RoundPlan) -> 
     optimizer_step = make_step(parameters, settings)
     steps = plan.steps(len(tokens))
     losses: list[Tensor] = []
-    if not model.training:  # it walks all modules
-        model.train()
+    model.train()  # always: a PEFT model says it trains while its base still does not
     with dropout_from(derive_seed(plan.seed, "dropout", plan.round, plan.site), loaded.device):
         for step, batch in enumerate(plan.batches(len(tokens))):
             progress = (plan.round - 1 + step / steps) / plan.rounds

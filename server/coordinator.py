@@ -250,7 +250,8 @@ class Coordinator:
         if self.state.attempt == 1:  # a round's record tells of all its attempts
             self._opened_s, self._refusals = setting.clock(), {}
             setting.post.reset_count()
-        rng = generator(setting.federation.federation.seed, "cohort", effect.round)
+        again = [a] if (a := self.state.attempt) > 1 and setting.crowd is not None else []
+        rng = generator(setting.federation.federation.seed, "cohort", effect.round, *again)
         places = rng.choice(len(effect.eligible), size=effect.size, replace=False)
         cohort = sorted(effect.eligible[place] for place in places.tolist())
         setting.journal.append(
@@ -316,7 +317,7 @@ class Coordinator:
             "bytes_down": setting.post.bytes_down,
             "seconds": round(setting.clock() - self._opened_s, 3),
             "refusals": dict(sorted(self._refusals.items())),
-            "ledgers": self._ledgers.record(),
+            "ledgers": self._ledgers.record(self._losses if setting.crowd is not None else None),
         }
         if setting.added is not None:
             record |= setting.added(record)

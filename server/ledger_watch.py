@@ -1,6 +1,6 @@
 """What the coordinator hears of the sites' privacy ledgers: lengths and heads, which only grow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from intramural.core.journal import Entry
@@ -34,8 +34,9 @@ class LedgerWatch:
             fell: Told the site when a greeting is the first to show that its ledger was rolled
                 back; who judges a reply learns it from `problem`.
         """
-        last = history[-1] if history else {}
-        self._heard: dict[str, dict[str, Any]] = dict(last.get("ledgers", {}))
+        self._heard: dict[str, dict[str, Any]] = {}
+        for record in history:  # of a crowd each tells of its own sites alone
+            self._heard |= record.get("ledgers", {})
         self._noted: dict[str, _Mark] = {}
         """Of each site the reply noted last; a round tried again gets the very same once more."""
         self._fell = fell
@@ -105,9 +106,10 @@ class LedgerWatch:
         note = (self.moment, reply.ledger_entries, reply.ledger_head)
         self._grown.setdefault(reply.site, []).append(note)
 
-    def record(self) -> dict[str, dict[str, Any]]:
-        """Return what is known, by site, as a round's record holds it."""
-        return dict(sorted(self._heard.items()))
+    def record(self, among: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+        """Return what is known, by site, as a round's record holds it; of some sites, or all."""
+        sites = sorted(self._heard if among is None else self._heard.keys() & set(among))
+        return {site: self._heard[site] for site in sites}
 
 
 def _mark(reply: Update | Evaluated) -> _Mark:

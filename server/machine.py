@@ -203,12 +203,12 @@ def _open(rules: Rules, state: State, event: Sites) -> Outcome:
     if count < rules.sites_min:
         reason = f"round {state.round} waits: {count} of {rules.sites_min} sites are ready"
         return state, (Wait(reason=reason),)
-    size = max(rules.sites_min, _share_of(rules.share, count))
+    size = max(rules.sites_min, share_of(rules.share, count))
     return state, (Choose(round=state.round, eligible=event.eligible, size=size),)
 
 
 @lru_cache(maxsize=256)
-def _share_of(share: float, count: int) -> int:
+def share_of(share: float, count: int) -> int:
     """Return the share of a count, rounded up; of 0.55 as written, not of the float beside it."""
     return ceil(Fraction(str(share)) * count)
 
@@ -252,7 +252,7 @@ def _answer(rules: Rules, state: State, event: Answer) -> Outcome:
 
 
 def _close_if_due(rules: Rules, state: State, now_s: float) -> Outcome:
-    needed = max(1, _share_of(rules.quorum, len(state.cohort)))
+    needed = max(1, share_of(rules.quorum, len(state.cohort)))
     everyone = state.answered == state.cohort
     enough = len(state.counted) >= needed
     if not (everyone or (enough and now_s >= state.deadline_s)):

@@ -126,7 +126,9 @@ def simulate_command(
     columns = {"text": text, "label": label, "response": response, "group": group, "person": person}
     console = Console(stderr=as_json)
     if sweep is not None:
-        _refuse_with_sweep(scenario=scenario, ledgers=ledgers, trace=trace, plan=plan)
+        _refuse_with_sweep(
+            engine, plan=plan, scenario=scenario, ledgers=ledgers, trace=trace, hardware=hardware
+        )
         _sweep(
             console,
             as_json=as_json,
@@ -145,10 +147,8 @@ def simulate_command(
     from intramural.simulations.simulate import Simulation
 
     config = load_config(federation, FederationConfig)
-    beside = federation.parent / config.model.base
-    places = {config.model.base: str(beside.resolve())} if beside.is_dir() else {}
-    each = 1 if engine in ("auto", "pool") else os.cpu_count()
-    template = _template(data, columns, places=places, threads=threads, otherwise=each)
+    each = threads or (1 if engine in ("auto", "pool") else None)
+    template = _template(data, columns, _beside(federation, config.model.base), threads=each)
     target_column(config, template)
     played = load_scenario(scenario) if scenario is not None else None
     partition = _parsed(partition or (played.partition if played else None) or "iid")
@@ -194,7 +194,14 @@ def _parsed(partition: str) -> str:
     return partition
 
 
-def _refuse_with_sweep(**given: Any) -> None:
+def _beside(federation: Path, base: str) -> dict[str, str]:
+    """Return the whole path of a base model beside federation.toml, if it lies there."""
+    folder = federation.parent / base
+    return {base: str(folder.resolve())} if folder.is_dir() else {}
+
+
+def _refuse_with_sweep(engine: str, **given: Any) -> None:
+    given |= {"engine": engine != "inprocess"}
     named = [f"--{name}" for name, value in given.items() if value]
     if named:
         raise ConfigError(f"a sweep's cells take no {', '.join(named)}; leave it out")
@@ -232,10 +239,9 @@ def _comparisons(names: str) -> frozenset[str]:
 def _template(
     data: Path,
     columns: dict[str, str | None],
-    *,
     places: dict[str, str],
+    *,
     threads: int | None,
-    otherwise: int | None,
 ) -> SiteConfig:
     """Return what all simulated sites share, from a site.toml or from a file's columns.
 
@@ -255,7 +261,7 @@ def _template(
         }
         template = check_config(table, SiteConfig, source="options")
     # fixed here, so that every engine adds up in the same order
-    threads = threads or template.compute.threads or otherwise
+    threads = threads or template.compute.threads or os.cpu_count()
     compute = template.compute.model_copy(update={"threads": threads})
     model = template.model | places
     return template.model_copy(update={"compute": compute, "model": model})

@@ -21,6 +21,7 @@ from intramural.core.errors import ConfigError
 from intramural.core.layout import Vector
 from intramural.core.messages import Refusal, TrainRequest
 from intramural.server.export import beginning
+from intramural.server.machine import share_of
 from intramural.server.run import SITES_KEY, RunPlan, run_federation
 from intramural.server.setting import Setting
 from intramural.server.watcher import Watcher
@@ -148,7 +149,7 @@ def choose(work: Work) -> tuple[Engine, str]:
     The probe charges no ledger: it trains without [privacy], and forgets what came of it.
     """
     sites = work.deal.federation.sites
-    cohort = max(sites.min, round(sites.share * work.deal.sites))
+    cohort = max(sites.min, share_of(sites.share, work.deal.sites))
     processes = work.workers or min(os.cpu_count() or 1, cohort)
     if processes < 2:
         return "inprocess", "there is one processor, or one site a round"

@@ -1,13 +1,12 @@
 """Times of a plan: from a probe's rounds to seconds and bytes on other machines and links."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
+from intramural.server.machine import share_of
 from intramural.simulations.hardware import MEGABIT, Hardware, Machine
 
 ROUNDS_MIN = 2
@@ -58,12 +57,12 @@ class Timing:
     def cohort(self) -> int:
         """Number of sites asked in a round, as the coordinator draws it."""
         sites = self.federation.sites
-        return max(sites.min, _share_of(sites.share, len(self.machines)))
+        return max(sites.min, share_of(sites.share, len(self.machines)))
 
     @property
     def quorum(self) -> int:
         """Number of answers that close a phase at its deadline."""
-        return max(1, _share_of(self.federation.sites.quorum, self.cohort))
+        return max(1, share_of(self.federation.sites.quorum, self.cohort))
 
     def site_s(self, phase: Phase, machine: Machine) -> float:
         """Return the seconds from the request's departure to the answer's arrival."""
@@ -156,8 +155,3 @@ def _largest_share(federation: FederationConfig, report: Mapping[str, Any]) -> f
 
 def _transfer_s(size_bytes: float, mbit: float | None) -> float:
     return 0.0 if mbit is None else 8 * size_bytes / (mbit * MEGABIT)
-
-
-def _share_of(share: float, count: int) -> int:
-    """Return the share of a count, rounded up, as the coordinator's machine does."""
-    return math.ceil(Fraction(str(share)) * count)

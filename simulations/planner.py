@@ -124,7 +124,7 @@ def plan_run(
         Refused: Nothing but the sites' policy is against it.
     """
     probe, measured = probe_of_report(federation, report), report.get("peak_rss_bytes")
-    machines = hardware.machines(probe.sites)
+    machines = hardware.machines(max(probe.sites, len(report.get("sites") or ())))
     if len(machines) < federation.sites.min:
         raise ConfigError(
             f"hardware.toml: names {counted(len(machines), 'site')}, and sites.min = "

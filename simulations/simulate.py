@@ -18,6 +18,7 @@ from intramural.core.layout import Vector
 from intramural.core.site import SiteConfig, load_site
 from intramural.models.generation import Generation
 from intramural.models.resident import resident_model
+from intramural.server import machine
 from intramural.server.checkpoint import load_checkpoint
 from intramural.server.export import beginning
 from intramural.server.report_html import render_html
@@ -41,6 +42,8 @@ from intramural.simulations.trace import TRACE, Tracer
 MARK = "simulation.json"
 """What a folder's simulation is made of; the folder is for no other."""
 COMPARISONS = frozenset({"local", "pooled", "baseline"})
+COHORT_MAX = 10_000
+"""Sites of a round: the machine looks at all of them with each answer."""
 CROWD_NOTE = (
     "The {:,} sites are not listed one by one, and none was trained alone. What the report says of "
     "the test split was measured by the simulator on all test records together."
@@ -102,19 +105,9 @@ def _check(plan: Simulation) -> None:
         raise ConfigError(
             "--scenario needs a clock of its own, and Ray's is real; leave out --engine ray"
         )
-    if plan.deal.is_crowd and plan.deal.ledgers is not None:
-        raise ConfigError("--ledgers are not for a crowd of sites; leave it out")
-    if plan.deal.sites > FOLDERS_MAX and plan.federation.evaluations_every:
-        raise ConfigError(
-            f"after the last round all {plan.deal.sites} sites would be tested; set "
-            "evaluation.every = 0, and the simulator tests on all records together"
-        )
-    wanted = plan.federation.sites.min
-    if plan.deal.sites < wanted:
-        raise ConfigError(
-            f"--sites {plan.deal.sites} is below sites.min = {wanted} in federation.toml; "
-            "raise --sites or lower sites.min"
-        )
+    if plan.scenario is not None and plan.engine == "batched":
+        raise ConfigError("--scenario has sites answer one by one; leave out --engine batched")
+    _check_sites(plan)
     check_manifest(plan.deal.template.policy, plan.federation)
     if plan.federation.privacy is not None:
         from intramural.privacy.plan import PrivacyPlan  # here: accounting takes a second to load
@@ -131,6 +124,29 @@ def _check(plan: Simulation) -> None:
     if (plan.folder / JOURNAL).exists() and not plan.resume:
         raise ConfigError(f"{plan.folder}: holds a run already; add --resume, or use another --out")
     write_atomic(mark, facts)
+
+
+def _check_sites(plan: Simulation) -> None:
+    """Refuse numbers of sites that no run could have."""
+    if plan.deal.is_crowd and plan.deal.ledgers is not None:
+        raise ConfigError("--ledgers are not for a crowd of sites; leave it out")
+    if plan.deal.sites > FOLDERS_MAX and plan.federation.evaluations_every:
+        raise ConfigError(
+            f"after the last round all {plan.deal.sites} sites would be tested; set "
+            "evaluation.every = 0, and the simulator tests on all records together"
+        )
+    cohort = machine.share_of(plan.federation.sites.share, plan.deal.sites)
+    if cohort > COHORT_MAX:
+        raise ConfigError(
+            f"a round would ask {cohort:,} sites, and {COHORT_MAX:,} are the most; "
+            "set sites.share lower"
+        )
+    wanted = plan.federation.sites.min
+    if plan.deal.sites < wanted:
+        raise ConfigError(
+            f"--sites {plan.deal.sites} is below sites.min = {wanted} in federation.toml; "
+            "raise --sites or lower sites.min"
+        )
 
 
 def _run(plan: Simulation, watcher: Watcher) -> None:

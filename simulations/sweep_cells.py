@@ -15,6 +15,7 @@ from intramural.core.errors import ConfigError, IntramuralError
 from intramural.core.federation import FederationConfig
 from intramural.core.seeds import generator
 from intramural.simulations.partition import parse_spec
+from intramural.simulations.sites import FOLDERS_MAX
 from intramural.simulations.sweep_config import (
     METRICS,
     PARTITION,
@@ -82,6 +83,11 @@ def cells_of(config: SweepConfig, source: Source) -> tuple[Cell, ...]:
             problems += str(error).splitlines()
             continue
         problems += _unjudged(config, cells[-1], source)
+    if len({cell.federation.privacy is None for cell in cells}) > 1:
+        problems.append(
+            f"{source.sweep}: parameters: some cells have [privacy] and some have not, so nothing "
+            "could be said of what tuning spends; sweep them apart"
+        )
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return tuple(cells)
@@ -210,6 +216,11 @@ def _unjudged(config: SweepConfig, cell: Cell, source: Source) -> Iterator[str]:
         yield (
             f"{source.federation}: evaluation.every: 0, so nothing is measured on validation "
             "records; set 1 or more"
+        )
+    if cell.sites > FOLDERS_MAX or cell.partition.startswith("draw:"):
+        yield (
+            f"{source.sweep}: simulation: {cell.sites} sites by {cell.partition!r} are a crowd, "
+            f"which no cell can be; deal records to at most {FOLDERS_MAX} sites"
         )
     if cell.sites < federation.sites.min:
         yield (

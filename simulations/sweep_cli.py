@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from intramural.core.canonical import digest_file, digest_json
 from intramural.core.errors import ConfigError, DataError, RoundError
 from intramural.core.files import write_atomic, write_json
 from intramural.core.site import load_site
+from intramural.simulations.sites import FOLDERS_MAX
 from intramural.simulations.sweep import CELLS, process_starter, run_cells
 from intramural.simulations.sweep_cells import Cell, Source, cells_of
 from intramural.simulations.sweep_config import load_sweep
@@ -138,6 +140,8 @@ def show_plan(
     from intramural.simulations.hardware import load_hardware, this_machine
     from intramural.simulations.planner import plan_run, plan_words
 
+    if simulation.deal.is_crowd:
+        raise ConfigError(f"--plan is for at most {FOLDERS_MAX} sites with folders of their own")
     template, federation = simulation.deal.template, simulation.federation
     machines = load_hardware(hardware) if hardware is not None else this_machine()
     plan = plan_run(
@@ -209,7 +213,7 @@ def _salt(order: SweepOrder, threads: int) -> str:
         if not file.is_file():
             raise DataError(f"{file}: no such file; name a file of records, or a site.toml")
     digests = sorted({digest_file(order.data), digest_file(data)})
-    return digest_json([digests, list(order.options), threads])
+    return digest_json([digests, list(order.options), threads, version("intramural")])
 
 
 class _Board:

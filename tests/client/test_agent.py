@@ -158,7 +158,7 @@ def test_an_update_of_another_layout_does_not_leave(
     of = agent(tmp_path, federation(bert))
     request, other = train(of), Layout((("imprint", (9,)),))
     with monkeypatch.context() as patch:
-        patch.setattr(SiteAgent, "layout", other)
+        patch.setattr(of, "layout", other)
         assert refusal(of.answer(request)).reason == "egress-refused"
 
 

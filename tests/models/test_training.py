@@ -1,5 +1,7 @@
 """Training: steps as PyTorch takes them by hand, whatever the micro-batches."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,26 @@ def test_the_gradient_s_norm_is_clipped(bert: Path) -> None:
     np.testing.assert_allclose(ours, hand.loaded.exchange.read(), rtol=0, atol=1e-6)
     free = trained(federation(bert, training={"local_steps": 2}), chapters(16))
     assert np.abs(ours - free).max() > 1e-3
+
+
+def test_the_first_round_of_a_process_drops_as_all_later_ones(bert: Path, tmp_path: Path) -> None:
+    # A PEFT model that was just built says it trains while its base does not yet.
+    base = tmp_path / "dropping"
+    shutil.copytree(bert, base)
+    settings = json.loads((base / "config.json").read_text()) | {"hidden_dropout_prob": 0.5}
+    (base / "config.json").write_text(json.dumps(settings))
+    on = bench(federation(base, training={"local_steps": 2}), chapters(16))
+    start = on.loaded.exchange.read()
+    rounds = []
+    for _ in range(2):
+        on.loaded.exchange.write(start)
+        train_round(on.loaded, on.task, on.tokens, plan(on.config))
+        rounds.append(on.loaded.exchange.read().tobytes())
+        on.model.eval()  # as an evaluation leaves it
+    assert rounds[0] == rounds[1]
+    assert (
+        rounds[0] != trained(federation(bert, training={"local_steps": 2}), chapters(16)).tobytes()
+    )
 
 
 def test_a_gradient_left_by_a_round_that_failed_is_nobody_s(bert: Path) -> None:

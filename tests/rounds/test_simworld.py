@@ -293,6 +293,6 @@ def test_a_node_that_says_nothing_does_not_keep_a_lost_site_from_being_asked() -
 
 
 def test_a_broken_world_says_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("intramural.server.machine._share_of", lambda share, count: count - 1)
+    monkeypatch.setattr("intramural.server.machine.share_of", lambda share, count: count - 1)
     with pytest.raises(Broken, match=r"see it again: python -m tests\.simworld --seed 7$"):
         simulate(Plan(seed=7, quorum=0.6, train_s={"site-3": (350.0, 400.0)}, sites_min=2))
