@@ -8,7 +8,12 @@ from pathlib import Path
 
 from intramural.client.enrol import check_site
 from intramural.client.thin import is_serving
-from intramural.client.worker import address_of, socket_file, state_folder
+from intramural.client.worker import (
+    address_of,
+    check_socket_path,
+    socket_file,
+    state_folder,
+)
 from intramural.core.children import QUIET, Child, Children, listens
 from intramural.core.errors import ConfigError
 from intramural.core.files import Held, exclusive
@@ -38,10 +43,12 @@ def site_up(site_file: Path, *, stop: threading.Event) -> None:
         stop: Set by a signal's handler.
 
     Raises:
-        ConfigError: site.toml is wrong, or the site is up already.
+        ConfigError: site.toml is wrong, its folder's path is too long for the worker's socket, or
+            the site is up already.
         TrustError: The site has not joined, or its keys or certificate cannot be used.
     """
     load_site(site_file)
+    check_socket_path(socket_file(site_file))  # here: a worker that cannot start is tried for ever
     secret = os.environ.get(PASSPHRASE) or None
     check_site(site_file.resolve().parent, now=utc_now(), passphrase=secret)
     state = state_folder(site_file)

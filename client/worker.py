@@ -222,7 +222,7 @@ def check_socket_path(path: Path) -> None:
     if size > SOCKET_PATH_BYTES_MAX:
         raise ConfigError(
             f"{path}: a socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes, this one has "
-            f"{size}; name a shorter one with --socket, in a folder of your own"
+            f"{size}; move the site's folder to a shorter path, or name one with --socket"
         )
     folder = path.resolve().parent
     if not folder.is_dir():

@@ -255,7 +255,7 @@ def test_a_path_that_is_too_long_is_refused_by_name(tmp_path: Path, more: int) -
     name = "é" + "x" * (SOCKET_PATH_BYTES_MAX - len(os.fsencode(tmp_path)) - len("/s/") - 2 + more)
     place = settings(tmp_path / "s" / name)
     if more:
-        with pytest.raises(ConfigError, match="this one has 108; name a shorter one with --socket"):
+        with pytest.raises(ConfigError, match="this one has 108; move the site's"):
             served(place)
     else:
         served(place)

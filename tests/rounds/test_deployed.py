@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import tomli_w
@@ -24,12 +26,15 @@ SITES = ("site-1", "site-2")
 
 
 @pytest.fixture
-def net(tmp_path: Path) -> Loopback:
-    """Return a coordinator and two sites that are enrolled, and not up."""
-    folder = sites(tmp_path / "net", 2)
-    loopback = Loopback(folder=folder, sites=SITES)
-    loopback.found(name="tiny")
-    return loopback
+def net() -> Iterator[Loopback]:
+    """Yield a coordinator and two sites that are enrolled, and not up.
+
+    In a folder of its own: under tmp_path a worker's socket could pass 107 bytes.
+    """
+    with TemporaryDirectory(prefix="net-", ignore_cleanup_errors=True) as short:
+        loopback = Loopback(folder=sites(Path(short) / "net", 2), sites=SITES)
+        loopback.found(name="tiny")
+        yield loopback
 
 
 def ordered(net: Loopback, bert: Path, **sections: dict[str, object]) -> tuple[Order, str]:
