@@ -30,6 +30,7 @@ from intramural.core.messages import (
     Welcome,
 )
 from intramural.core.metrics import Sums
+from intramural.core.route import uplink
 from intramural.core.site import SiteConfig
 from intramural.data.records import Record
 from intramural.data.split import Splits, split_records
@@ -73,8 +74,12 @@ class SiteAgent:
 
     @cached_property
     def layout(self) -> Layout:
-        """What an update of this site looks like; builds the model at first use."""
+        """What the coordinator's vector looks like; builds the model at first use."""
         return self.resident().loaded.exchange.layout
+
+    def uplink(self, round: int) -> Layout:
+        """Return what a round's update of this site looks like."""
+        return uplink(self.federation, self.layout, round=round)
 
     def answer(self, request: Request) -> Reply:
         """Return the reply to a request; a refusal or failure is a reply with its reason.
@@ -143,7 +148,7 @@ class SiteAgent:
             EgressRefused: It holds what may not leave.
         """
         policy = EgressPolicy(
-            layout=self.layout if isinstance(reply, Update) else None,
+            layout=self.uplink(reply.round) if isinstance(reply, Update) else None,
             task=self.federation.task.kind,
             payload_bytes_max=self.site.policy.payload_bytes_max,
             private=self.federation.privacy is not None,
@@ -209,7 +214,7 @@ class SiteAgent:
             site=self.name,
             micro_batch=self.site.compute.micro_batch,
         )
-        return Job(tokens=tokens, plan=plan)
+        return Job(tokens=tokens, plan=plan, up=self.uplink(request.round))
 
     def update(
         self, request: TrainRequest, job: Job, delta: Vector, *, loss: float | None, seconds: float
@@ -220,7 +225,7 @@ class SiteAgent:
             Under [privacy] nothing but the vector tells of the records: the weight is 1, and there
             is no loss and no time.
         """
-        site, layout = self.name, self.resident().loaded.exchange.layout.digest  # of what trained
+        site, layout = self.name, job.up.digest
         if job.private is not None:
             guard = self._guarded()
             return Update(
@@ -242,6 +247,7 @@ class SiteAgent:
             weight=1 if self.federation.strategy.weights == "equal" else len(job.tokens),
             loss=loss,
             seconds=seconds,
+            steps=job.plan.steps(len(job.tokens)),
             delta=delta,
         )
 

@@ -9,13 +9,16 @@ from pydantic import Field, StringConstraints, model_validator
 
 from intramural.core.canonical import canonical_json, digest_json
 from intramural.core.config import Section
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-# strict: `rounds = true` and `rounds = "10"` are mistakes, not one round and ten
-Positive = Annotated[float, Field(gt=0, strict=True)]
-Share = Annotated[float, Field(gt=0, le=1, strict=True)]
-Count = Annotated[int, Field(ge=1, strict=True)]
-Text = Annotated[str, StringConstraints(min_length=1)]
+from intramural.core.federation_privacy import Privacy, SitePrivacy
+from intramural.core.federation_rounds import (
+    Asynchrony,
+    Evaluation,
+    Gate,
+    Personal,
+    Sites,
+    Strategy,
+)
+from intramural.core.values import Count, Fraction, Name, Natural, Positive, Text
 
 
 class Federation(Section):
@@ -25,7 +28,7 @@ class Federation(Section):
     """lower-case name of the federation: letters, digits, dot, dash, underscore"""
     rounds: Count
     """number of rounds, at least 1"""
-    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    seed: Natural = 0
     """seed of everything random that is not a privacy mechanism"""
 
 
@@ -79,14 +82,24 @@ class Exchange(Section):
     """'lora' (adapter and head travel), 'full' (every weight) or 'head' (the encoder is frozen)"""
     rank: Count = 8
     """lora: rank of the update"""
+    rank_min: Count | None = None
+    """lora: smallest rank that a site may train instead; absent: every site trains `rank`"""
     alpha: Positive = 16.0
     """lora: scale; the update is multiplied by alpha / rank"""
-    dropout: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
+    dropout: Fraction = 0.0
     """lora: dropout in front of the adapter"""
     target_modules: tuple[Text, ...] = ("query", "value")
     """lora: ends of the names of the linear layers that get an adapter"""
     trained_modules: tuple[Text, ...] | None = None
     """lora, head: ends of the names of modules trained whole; by default the classification head"""
+    personal: tuple[Text, ...] = ()
+    """ends of the names of modules whose trained parameters stay at each site, such as a head"""
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> "Exchange":
+        if self.rank_min is not None and (self.kind != "lora" or self.rank_min > self.rank):
+            raise ValueError("exchange.rank_min is for 'lora', and at most exchange.rank")
+        return self
 
 
 class Training(Section):
@@ -104,12 +117,14 @@ class Training(Section):
     """passes over a site's training records each round, instead of local_steps"""
     weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.0
     """decoupled weight decay, not applied to biases and norms"""
-    momentum: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
+    momentum: Fraction = 0.0
     """sgd: momentum within a round"""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """learning rate over the whole federation: 'constant', 'linear' or 'cosine'"""
-    warmup: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
+    warmup: Fraction = 0.0
     """share of the whole federation over which the learning rate rises from 0"""
+    proximal: Annotated[float, Field(ge=0, strict=True)] = 0.0
+    """FedProx: how strongly a site's steps are pulled back to the round's start; 0: not at all"""
     gradient_clip: Positive | None = None
     """largest norm of the batch gradient; absent: not clipped"""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -122,121 +137,6 @@ class Training(Section):
         if (self.local_steps is None) == (self.local_epochs is None):
             raise ValueError("set exactly one of training.local_steps and training.local_epochs")
         return self
-
-
-class Strategy(Section):
-    """The table [strategy]."""
-
-    rule: Text = "fedavg"
-    """a rule's name, or 'flwr:' and the name of one of Flower's strategies"""
-    weights: Literal["examples", "equal"] = "examples"
-    """a site's weight: its number of training records, or equal for all"""
-    weight_cap: Count | None = None
-    """largest weight a site can have, in records"""
-    learning_rate: Positive = 1.0
-    """server step size on the mean update; 1 is plain averaging"""
-    momentum: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
-    """server momentum"""
-    options: dict[str, float | int | str | bool] = Field(default_factory=dict)
-    """arguments of a 'flwr:' strategy"""
-
-
-class Sites(Section):
-    """The table [sites]."""
-
-    min: Count
-    """a round waits until this many sites are connected"""
-    share: Share = 1.0
-    """share of the connected sites drawn for a round's cohort"""
-    quorum: Share = 1.0
-    """share of the cohort that closes a round after the deadline"""
-    deadline_s: Positive = 3600.0
-    """seconds after which a round closes with its quorum"""
-
-
-class Evaluation(Section):
-    """The table [evaluation]."""
-
-    every: Annotated[int, Field(ge=0, strict=True)] = 1
-    """evaluate on the sites' validation records every so many rounds; 0: never"""
-    records_max: Count | None = None
-    """most records a site evaluates on; absent: all"""
-    batch_size: Count = 64
-    """records a forward pass; changes no result"""
-
-
-class Privacy(Section):
-    """The table [privacy]; absent, nothing is claimed."""
-
-    unit: Literal["record", "person"]
-    """what one neighbour differs in: 'record' or 'person'"""
-    epsilon: Positive | None = None
-    """privacy spent over the whole federation, at delta; the noise is computed from it"""
-    noise_multiplier: Positive | None = None
-    """noise's standard deviation / clip_norm, instead of epsilon"""
-    delta: Annotated[float, Field(gt=0, lt=1, strict=True)]
-    """below 1 / nominal_records (person: nominal_persons)"""
-    clip_norm: Positive
-    """L2 bound of one unit's gradient"""
-    nominal_records: Count
-    """public constant from which sample rate and divisor follow; never the private count"""
-    nominal_persons: Count | None = None
-    """person: as nominal_records, in persons"""
-    records_per_person: Count | None = None
-    """person: most records of one person used in a step; the rest are left out"""
-    relation: Literal["add-remove", "replace-one"] = "add-remove"
-    """neighbouring data sets: a unit added or removed, or one replaced by another"""
-    engine: Literal["bookkeeping", "opacus", "opacus-ghost"] = "bookkeeping"
-    """'bookkeeping' (one forward, one backward), 'opacus' as it is, or its ghost clipping for
-    records, 'opacus-ghost'"""
-    metrics_noise: Positive | None = None
-    """noise on each evaluation's two counts / how far one unit moves them, charged; absent: sites
-    send no metrics"""
-
-    @property
-    def nominal_units(self) -> int:
-        """Public number of units a site is taken to hold."""
-        return self.nominal_persons or self.nominal_records
-
-    @model_validator(mode="after")
-    def _is_a_plan(self) -> "Privacy":
-        if (self.epsilon is None) == (self.noise_multiplier is None):
-            raise ValueError("set exactly one of privacy.epsilon and privacy.noise_multiplier")
-        person = (self.nominal_persons, self.records_per_person)
-        if self.unit == "person" and None in person:
-            raise ValueError(
-                "unit = 'person' needs privacy.nominal_persons and privacy.records_per_person"
-            )
-        if self.unit == "record" and person != (None, None):
-            raise ValueError(
-                "privacy.nominal_persons and privacy.records_per_person are for unit = 'person'"
-            )
-        if self.unit == "person" and self.engine == "opacus-ghost":
-            raise ValueError(
-                "privacy.engine = 'opacus-ghost' has one norm a record, none for a person; set "
-                "privacy.engine to 'bookkeeping' or 'opacus'"
-            )
-        if self.delta >= 1 / self.nominal_units:
-            name = "nominal_records" if self.unit == "record" else "nominal_persons"
-            raise ValueError(f"privacy.delta must be below 1 / privacy.{name}")
-        return self
-
-
-class SitePrivacy(Section):
-    """The table [site_privacy]; absent, no site's whole update is hidden.
-
-    Guarantees:
-        None by itself: `strategies/site_dp.py` says what holds. Sound in combination with
-        strategy.weights = "equal" alone, which the federation checks: with other weights one
-        site's part of the sum exceeds clip_norm.
-    """
-
-    clip_norm: Annotated[float, Field(ge=1e-6, le=1e6, strict=True)]
-    """L2 bound of a site's whole update in a round"""
-    noise_multiplier: Annotated[float, Field(ge=0.01, le=1e4, strict=True)]
-    """noise's standard deviation on the sum of the updates / clip_norm"""
-    delta: Annotated[float, Field(gt=0, lt=1, strict=True)]
-    """below 1 / sites.min, and better far below"""
 
 
 class FederationConfig(Section):
@@ -262,6 +162,12 @@ class FederationConfig(Section):
     """absent: no privacy claim"""
     site_privacy: SitePrivacy | None = None
     """absent: no claim for a site as a whole; the sum is divided by sites.min, whoever answers"""
+    gate: Gate | None = None
+    """absent: every round's arrays are kept"""
+    asynchrony: Asynchrony | None = None
+    """absent: a round waits for its cohort"""
+    personal: Personal | None = None
+    """absent: the sites use the federation's model as it is"""
 
     @model_validator(mode="after")
     def _hides_sites(self) -> "FederationConfig":

@@ -30,7 +30,7 @@ from intramural.core.messages import (
 )
 from intramural.core.metrics import Sums
 
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 HEADER_BYTES_MAX = 1 << 20
 
 _Short = Annotated[str, Field(max_length=2000)]

@@ -63,6 +63,9 @@ class Update:
     """Mean training loss over the round's steps; None under a privacy claim."""
     seconds: float | None
     """Time spent training; None under a privacy claim, for it tells of the number of records."""
+    steps: int | None = None
+    """Local steps behind the update, at least 1; None under a privacy claim, where the manifest
+    fixes them."""
     ledger_entries: int | None = None
     """Length of the site's privacy ledger after this round's charge; None without [privacy]."""
     ledger_head: str | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from intramural.core.config import Section, load_config
-from intramural.core.federation import Count, Name, Positive, Text
+from intramural.core.values import Count, Name, Positive, Text
 
 _TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from intramural.core.errors import ConfigError, TrainingError
 from intramural.core.federation import FederationConfig, Training
+from intramural.core.route import uplink
 from intramural.models.batched_losses import BatchedLosses, plain_attention
 from intramural.models.classification import Classification
 from intramural.models.loading import Loaded
@@ -47,6 +48,11 @@ def unfit_reason(loaded: Loaded, task: Task, federation: FederationConfig) -> st
     privacy = federation.privacy
     if privacy is not None and privacy.engine != "bookkeeping":
         return f"privacy.engine = {privacy.engine!r} clips one client at a time"
+    down = loaded.exchange.layout
+    if uplink(federation, down, round=1) is not down:
+        return f"strategy.rule = {federation.strategy.rule!r} trains other parts than it sends"
+    if federation.training.proximal or federation.personal or federation.exchange.personal:
+        return "training.proximal, exchange.personal and [personal] are for one client at a time"
     found = _fit(loaded, task, federation.training, length=federation.model.max_length)
     return found if isinstance(found, str) else None
 

@@ -25,16 +25,26 @@ class Exchange:
             vector[slot.start : slot.stop] = values.numpy().reshape(-1)
         return vector
 
-    def delta(self, start: Vector) -> Vector:
-        """Return parameters less `start`, as the memory that will travel: no copy is made of it."""
+    def delta(self, start: Vector, up: Layout) -> Vector:
+        """Return the parameters of `up` less `start`, as the memory that will travel.
+
+        Args:
+            start: What was written, shape `(layout.size,)`.
+            up: The parameters that travel back, in this order; all of them, or a part.
+        """
+        places = {slot.name: slot for slot in self.layout.slots()}
 
         def subtract(out: Vector) -> None:
-            for slot, parameter in zip(self.layout.slots(), self.parameters.values(), strict=True):
-                values = parameter.detach().to("cpu", torch.float32).numpy().reshape(-1)
-                place = slice(slot.start, slot.stop)
-                np.subtract(values, start[place], out=out[place])
+            for slot in up.slots():
+                values = self.parameters[slot.name].detach().to("cpu", torch.float32)
+                before = places[slot.name]
+                np.subtract(
+                    values.numpy().reshape(-1),
+                    start[before.start : before.stop],
+                    out=out[slot.start : slot.stop],
+                )
 
-        return written(self.layout.size, subtract)
+        return written(up.size, subtract)
 
     def write(self, vector: Vector) -> None:
         """Set the parameters to `vector`, which may be read-only and is not kept.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from intramural.core.layout import Vector
+from intramural.core.layout import Layout, Vector
 from intramural.models.resident import Resident
 from intramural.models.tasks import Tokens
 from intramural.models.training import RoundPlan, train_round
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from intramural.models.private_training import PrivateRound
 
 Trained = tuple[Vector, float | None]
-"""A site's delta, shape `(layout.size,)`, and the mean of its steps' losses; None when private."""
+"""A site's delta, shape `(up.size,)`, and the mean of its steps' losses; None when private."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class Job:
     tokens: Tokens
     """The site's training records, at least one."""
     plan: RoundPlan
+    up: Layout
+    """Of what travels back."""
     private: "PrivateRound | None" = None
     """Under [privacy]; each site has its own."""
 
@@ -41,4 +43,4 @@ def run_job(resident: Resident, job: Job, start: Vector) -> Trained:
         from intramural.models.private_training import train_privately
 
         train_privately(loaded, resident.task, job.tokens, job.plan, job.private)
-    return loaded.exchange.delta(start), loss
+    return loaded.exchange.delta(start, job.up), loss

@@ -66,10 +66,10 @@ class EgressPolicy:
                 rule="the approved manifest has another layout",
                 remedy="Compare the base model's digest and [exchange].",
             )
-        said = (update.loss, update.seconds)
-        if self.private and (said != (None, None) or update.weight != 1):
+        said = (update.loss, update.seconds, update.steps)
+        if self.private and (said != (None, None, None) or update.weight != 1):
             raise EgressRefused(
-                item="a loss, a time or a record count",
+                item="a loss, a time, or a count of records or steps",
                 rule="under [privacy] they are not released",
                 remedy="This is a bug of the site's package; report it.",
             )

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from intramural.core.errors import ConfigError
-from intramural.core.federation import FederationConfig, Privacy
+from intramural.core.federation import FederationConfig
+from intramural.core.federation_privacy import Privacy
 from intramural.privacy.accountant import RECORD_INTERVAL, Event, Relation, epsilon_pld
 from intramural.privacy.calibration import calibrate
 

@@ -11,7 +11,7 @@ from intramural.core.messages import (
     TrainRequest,
     Update,
 )
-from intramural.core.metrics import Sums, add_sums, metrics_of
+from intramural.core.route import Uplinks
 from intramural.core.seeds import generator
 from intramural.core.wire import encode_vector
 from intramural.server import machine
@@ -22,8 +22,10 @@ from intramural.server.ledger_watch import ROLLED_BACK, LedgerWatch
 from intramural.server.lost import ABSENT, Lost
 from intramural.server.machine import Phase
 from intramural.server.post import Arrival
+from intramural.server.selection import draw_uniform
 from intramural.server.setting import Outcome, Setting
 from intramural.server.site_privacy import charge
+from intramural.server.tally import Tally
 from intramural.server.usable import unusable
 from intramural.strategies.rule import Fold
 
@@ -35,6 +37,7 @@ class Coordinator:
         """Take up a run at a checkpoint; round 0 is the start."""
         federation = setting.federation
         self.setting = setting
+        self._uplinks = Uplinks(federation, setting.layout)
         self.rules = machine.Rules(
             rounds=federation.federation.rounds,
             sites_min=federation.sites.min,
@@ -52,9 +55,7 @@ class Coordinator:
         self._fold: Fold | None = None
         self._lost = Lost(setting.again)
         self._request: Request | None = None
-        self._losses: dict[str, tuple[float | None, int]] = {}
-        self._sums: dict[str, Sums] = {}
-        self._refusals: dict[str, int] = {}
+        self._tally = Tally(federation.task.kind)
         self._shown = ""
         self._opened_s = 0.0
         self._failed: str | None = None
@@ -88,9 +89,9 @@ class Coordinator:
                 waiting_since = self.setting.clock()
                 self._collect()
         if self._failed is not None:
-            why = f"{self._failed}; reasons: {self._refusals or 'none came'}"
-            raise round_error(why, self._refusals)
-        return Outcome(vector=self.vector, history=self.history, test=self._sums)
+            why = f"{self._failed}; reasons: {self._tally.refusals or 'none came'}"
+            raise round_error(why, self._tally.refusals)
+        return Outcome(vector=self.vector, history=self.history, test=self._tally.sums)
 
     def _gather(self, since_s: float) -> None:
         """Greet whoever is new, and open a round when enough sites are ready."""
@@ -157,7 +158,7 @@ class Coordinator:
 
     def _judge(self, arrival: Arrival) -> None:
         setting, site, (phase, round_, _) = self.setting, arrival.site, arrival.tag
-        problem = unusable(arrival, setting.federation, layout=setting.layout.digest)
+        problem = unusable(arrival, setting.federation, layout=self._uplinks(round_).digest)
         state, effects = self._offer(arrival, good=problem is None)
         if machine.Count(site=site) in effects:
             problem = self._count(arrival)
@@ -166,7 +167,7 @@ class Coordinator:
         self.state = state
         problem = next((e.reason for e in effects if isinstance(e, machine.Ignore)), problem)
         if problem is not None:
-            self._refusals[problem] = self._refusals.get(problem, 0) + 1
+            self._tally.refused(problem)
             detail = arrival.reply.detail if isinstance(arrival.reply, Refusal) else ""
             if isinstance(arrival.reply, Refusal):
                 self.directory.refused(site, arrival.node, arrival.reply)
@@ -199,12 +200,9 @@ class Coordinator:
             if isinstance(reply, Update):
                 assert self._fold is not None
                 self.setting.rule.add(self._fold, reply)
-                self._losses[reply.site] = (reply.loss, reply.weight)
+                self._tally.trained(reply)
             else:
-                kind = self.setting.federation.task.kind
-                metrics_of(kind, reply.sums)
-                metrics_of(kind, add_sums([reply.sums, *self._sums.values()]))  # may overflow
-                self._sums[reply.site] = reply.sums
+                self._tally.evaluated(reply)
         except AggregationError as error:
             return error.reason
         self._ledgers.note(reply)
@@ -248,17 +246,16 @@ class Coordinator:
         setting = self.setting
         self._shown = ""
         if self.state.attempt == 1:  # a round's record tells of all its attempts
-            self._opened_s, self._refusals = setting.clock(), {}
+            self._opened_s, self._tally.refusals = setting.clock(), {}
             setting.post.reset_count()
         again = [a] if (a := self.state.attempt) > 1 and setting.crowd is not None else []
         rng = generator(setting.federation.federation.seed, "cohort", effect.round, *again)
-        places = rng.choice(len(effect.eligible), size=effect.size, replace=False)
-        cohort = sorted(effect.eligible[place] for place in places.tolist())
+        cohort = draw_uniform(effect.eligible, effect.size, rng=rng)
         setting.journal.append(
             "opened", round=effect.round, attempt=self.state.attempt, sites=cohort
         )
         self._fold = setting.rule.begin(self.memory, self.vector, round=effect.round)
-        self._losses = {}
+        self._tally.losses = {}
         self.state = machine.chosen(self.rules, self.state, frozenset(cohort), setting.clock())
         request = TrainRequest(
             manifest=setting.federation.digest,
@@ -292,7 +289,7 @@ class Coordinator:
 
     def _ask_evaluation(self, effect: machine.Evaluate) -> None:
         setting, sites = self.setting, sorted(effect.sites)
-        self._sums = {}
+        self._tally.sums = {}
         split: Split = effect.split
         request = EvaluateRequest(
             manifest=setting.federation.digest,
@@ -310,19 +307,18 @@ class Coordinator:
         setting = self.setting
         record = {
             "round": round_,
-            "sites": sorted(self._losses),
-            "metrics": self._metrics(),
-            "train_loss": self._train_loss(),
+            **self._tally.record(),
             "bytes_up": setting.post.bytes_up,
             "bytes_down": setting.post.bytes_down,
             "seconds": round(setting.clock() - self._opened_s, 3),
-            "refusals": dict(sorted(self._refusals.items())),
-            "ledgers": self._ledgers.record(self._losses if setting.crowd is not None else None),
+            "ledgers": self._ledgers.record(
+                self._tally.losses if setting.crowd is not None else None
+            ),
         }
         if setting.added is not None:
             record |= setting.added(record)
         self.history.append(record)
-        self._sums = {}
+        self._tally.sums = {}
         save_checkpoint(
             setting.checkpoints,
             Checkpoint(
@@ -337,14 +333,3 @@ class Coordinator:
         )
         setting.journal.append("committed", digest=digest_vector(self.vector), **record)
         setting.watcher.committed(record)
-
-    def _train_loss(self) -> float | None:
-        """Return the mean of the sites' losses, or None where they tell none."""
-        told = [(loss, w) for loss, w in self._losses.values() if loss is not None]
-        weight = sum(w for _, w in told)
-        return sum(loss * (w / weight) for loss, w in told) if told else None
-
-    def _metrics(self) -> dict[str, float]:
-        if not self._sums:
-            return {}
-        return metrics_of(self.setting.federation.task.kind, add_sums(list(self._sums.values())))

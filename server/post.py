@@ -1,6 +1,6 @@
 """Post: requests out and replies in over a Flower Grid, with bytes counted."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,8 +66,10 @@ class _Sent:
 class Post:
     """Keeps the requests that wait for a reply; a late reply still finds the request it answers."""
 
-    def __init__(self, grid: Grid, layout: Layout, *, seals: Seals | None = None) -> None:
-        """Send over `grid`; vectors that come must fit `layout`, and with `seals` be signed."""
+    def __init__(
+        self, grid: Grid, layout: Callable[[int], Layout], *, seals: Seals | None = None
+    ) -> None:
+        """Send over `grid`; a vector must fit its round's layout, and with `seals` be signed."""
         self._grid = grid
         self._layout = layout
         self._seals = seals
@@ -133,7 +135,7 @@ class Post:
 
     def _read(self, letter: Letter, sent: _Sent) -> Reply:
         """Return what a letter says, once it is known whose it is."""
-        reply = read_reply(letter, layout=self._layout, answers=sent.digest)
+        reply = read_reply(letter, layout=self._layout(sent.tag[1]), answers=sent.digest)
         if self._seals is not None:
             self._seals.check(letter, site=reply.site)
         return reply

@@ -17,6 +17,7 @@ from intramural.core.errors import CheckpointError, ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import Held, exclusive, write_json
 from intramural.core.journal import Entry, Journal, scan
+from intramural.core.route import Uplinks
 from intramural.server.checkpoint import Checkpoint, load_checkpoint
 from intramural.server.commits import commits_of
 from intramural.server.coordinator import Coordinator
@@ -144,7 +145,11 @@ def _run_alone(
             layout=first.layout,
             base=first.base,
             rule=rule,
-            post=Post(grid, first.layout, seals=deployment.seals if deployment else None),
+            post=Post(
+                grid,
+                Uplinks(plan.federation, first.layout),
+                seals=deployment.seals if deployment else None,
+            ),
             journal=journal,
             checkpoints=plan.folder / CHECKPOINTS,
             watcher=watcher,

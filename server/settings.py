@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from intramural.core.config import Section, load_config
-from intramural.core.federation import Name
+from intramural.core.values import Name
 
 COORDINATOR_FILE = "coordinator.toml"
 PORT_DEFAULT, SUPERLINK_PORT_DEFAULT = 8443, 9092

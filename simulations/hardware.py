@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from intramural.core.config import Section, load_config
-from intramural.core.federation import Name, Positive
+from intramural.core.values import Name, Positive
 
 MEGABIT = 1e6
 GB = 1e9

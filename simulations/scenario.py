@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 from intramural.core.canonical import digest_json
 from intramural.core.config import Section, load_config
 from intramural.core.errors import ConfigError
-from intramural.core.federation import Name, Positive, Share, Text
 from intramural.core.seeds import generator
+from intramural.core.values import Name, Positive, Share, Text
 from intramural.simulations.partition import parse_spec
 
 FOLDER = Path(__file__).with_name("scenarios")

@@ -10,7 +10,8 @@ from pydantic import Field, PlainValidator
 
 from intramural.core.canonical import canonical_json
 from intramural.core.config import Section, check_config, read_table
-from intramural.core.federation import Count, FederationConfig, Text
+from intramural.core.federation import FederationConfig
+from intramural.core.values import Count, Text
 
 SITES, PARTITION = "simulation.sites", "simulation.partition"
 """How the options of `simulate` are called among a cell's parameters."""

@@ -24,7 +24,14 @@ class FedAvg:
     """
 
     name = "fedavg"
-    traits = Traits(sums_only=True, exact_for_lora=False, mixed_ranks=False, byzantine=False)
+    traits = Traits(
+        sums_only=True,
+        exact_for_lora=False,
+        mixed_ranks=False,
+        byzantine=False,
+        site_dp=True,
+        asynchronous=True,
+    )
 
     def __init__(
         self,

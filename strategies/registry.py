@@ -1,23 +1,17 @@
-"""The registry: a rule by the name a federation gives it."""
+"""The registry: from a federation to the rule that it names, with all that stands around it."""
 
 import difflib
-from collections.abc import Callable
 
 from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.layout import Layout
+from intramural.core.route import uplink
+from intramural.strategies.catalogue import KINDS
 from intramural.strategies.fedavg import FedAvg
+from intramural.strategies.routed import Routed
 from intramural.strategies.rule import Rule
 from intramural.strategies.site_dp import Noise, SiteDPFedAvg
 
-RULES: dict[str, Callable[[FederationConfig], Rule]] = {
-    "fedavg": lambda federation: FedAvg(
-        weights=federation.strategy.weights,
-        weight_cap=federation.strategy.weight_cap,
-        learning_rate=federation.strategy.learning_rate,
-        momentum=federation.strategy.momentum,
-    ),
-}
 FLOWER_PREFIX = "flwr:"
 
 
@@ -26,30 +20,39 @@ def make_rule(federation: FederationConfig, layout: Layout, *, noise: Noise | No
 
     Args:
         federation: As checked.
-        layout: Of the arrays that travel.
+        layout: Of the coordinator's vector.
         noise: Where [site_privacy] takes its noise from; a claim needs a secret generator's.
 
     Raises:
         ConfigError: No such rule, or options that it does not take.
     """
-    name = federation.strategy.rule
+    name, settings = federation.strategy.rule, federation.strategy
     if name.startswith(FLOWER_PREFIX):
         from intramural.strategies.flower import FlowerRule
 
-        return FlowerRule.named(
-            name.removeprefix(FLOWER_PREFIX), layout, dict(federation.strategy.options)
-        )
-    if name not in RULES:
-        near = difflib.get_close_matches(name, RULES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(RULES)}, flwr:NAME"
+        return FlowerRule.named(name.removeprefix(FLOWER_PREFIX), layout, dict(settings.options))
+    if name not in KINDS:
+        near = difflib.get_close_matches(name, KINDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}, flwr:NAME"
         raise ConfigError(f"strategy.rule: no rule {name!r}; {hint}")
-    if federation.strategy.options:
-        raise ConfigError("strategy.options: only a 'flwr:' rule takes options; remove them")
+    if unknown := sorted(set(settings.options) - set(KINDS[name].options)):
+        takes = sorted(KINDS[name].options) or "none"
+        raise ConfigError(f"strategy.options: {name} takes {takes}, not {unknown}; remove them")
+    if federation.site_privacy is not None:
+        assert noise is not None, "without noise there is nothing to claim"
+        return _hiding_sites(federation, noise)
+    rule = KINDS[name].make(federation, layout)
+    if isinstance(rule, FedAvg):  # it steps in place, with no copy of the model
+        rule.learning_rate, rule.momentum = settings.learning_rate, settings.momentum
+    if KINDS[name].routed and uplink(federation, layout, round=1) is not layout:
+        rule = Routed(rule, federation, layout)
+    return rule
+
+
+def _hiding_sites(federation: FederationConfig, noise: Noise) -> SiteDPFedAvg:
     hidden = federation.site_privacy
-    if hidden is None:
-        return RULES[name](federation)
-    assert name == "fedavg", "the federation allows no other rule"
-    assert noise is not None, "without noise there is nothing to claim"
+    assert hidden is not None
+    assert federation.strategy.rule == "fedavg", "the federation allows no other rule"
     return SiteDPFedAvg(
         clip_norm=hidden.clip_norm,
         noise_multiplier=hidden.noise_multiplier,

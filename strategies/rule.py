@@ -24,6 +24,14 @@ class Traits:
     """Sites may use different ranks."""
     byzantine: bool
     """Bounds the harm that a minority of hostile sites can do."""
+    record_dp: bool = True
+    """Works on noised updates; one that does not would undo or misread the noise."""
+    site_dp: bool = False
+    """Its result follows from one bounded sum of the updates, which [site_privacy] can noise."""
+    asynchronous: bool = False
+    """Takes updates that started from different rounds' arrays."""
+    optimizer: bool = True
+    """Its result may be the step of a server optimizer; one that sets arrays anew has no step."""
 
 
 @dataclass(kw_only=True)

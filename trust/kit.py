@@ -15,7 +15,7 @@ from cryptography.x509 import Certificate, CertificateSigningRequest
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from intramural.core.errors import TrustError
-from intramural.core.federation import Name
+from intramural.core.values import Name
 from intramural.trust.certificates import (
     PEM_CHARACTERS_MAX,
     certificate_digest,

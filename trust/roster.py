@@ -15,7 +15,7 @@ from pydantic import (
 
 from intramural.core.canonical import canonical_json
 from intramural.core.errors import TrustError
-from intramural.core.federation import Name
+from intramural.core.values import Name
 from intramural.trust.document import PublicKey, named
 from intramural.trust.envelope import ENVELOPE_BYTES_MAX, from_base64, open_envelope, sign
 

@@ -1,6 +1,7 @@
 """SiteAgent: every request gets an answer, and no answer tells of a record."""
 
 import logging
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -156,10 +157,13 @@ def test_an_update_of_another_layout_does_not_leave(
     tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = agent(tmp_path, federation(bert))
-    request, other = train(of), Layout((("imprint", (9,)),))
-    with monkeypatch.context() as patch:
-        patch.setattr(of, "layout", other)
-        assert refusal(of.answer(request)).reason == "egress-refused"
+    other, honest = Layout((("imprint", (9,)),)), of.update
+
+    def imprinted(*args: Any, **named: Any) -> Update:
+        return replace(honest(*args, **named), layout=other.digest, delta=np.ones(9, np.float32))
+
+    monkeypatch.setattr(of, "update", imprinted)
+    assert refusal(of.answer(train(of))).reason == "egress-refused"
 
 
 def test_an_unknown_sum_does_not_leave(

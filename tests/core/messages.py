@@ -66,7 +66,7 @@ def raw(text: str, *, vector: ArrayRecord | None = None) -> RecordDict:
 
 def good(kind: str, **changes: Any) -> RecordDict:
     """Return a good message with parts of its body changed."""
-    header = {"version": 4, "kind": kind, "answers": None, "body": BODIES[kind] | changes}
+    header = {"version": 5, "kind": kind, "answers": None, "body": BODIES[kind] | changes}
     vector = encode_vector(VECTOR) if kind in WITH_VECTOR else None
     return raw(json.dumps(header), vector=vector)
 

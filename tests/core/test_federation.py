@@ -266,6 +266,12 @@ OTHER: dict[tuple[str, str], Any] = {
     ("strategy", "weights"): "equal",
     ("strategy", "options"): {"eta": 0.1},
     ("strategy", "weight_cap"): 5,
+    ("strategy", "optimizer"): "adam",
+    ("strategy", "before"): "nnm",
+    ("strategy", "norm_bound"): 2.0,
+    ("exchange", "rank_min"): 4,
+    ("exchange", "personal"): ["classifier"],
+    ("sites", "selection"): "round-robin",
     ("sites", "share"): 0.5,
     ("evaluation", "records_max"): 5,
     ("model", "pooler"): "identity",
@@ -278,6 +284,7 @@ NEEDS: dict[tuple[str, str], dict[str, Any]] = {
     ("privacy", "noise_multiplier"): {"epsilon": None, "noise_multiplier": 0.8},
 }
 """Keys that change together; None removes one."""
+NEEDS[("sites", "weights")] = {"selection": "weighted", "weights": {"a": 2.0}}
 NEEDS |= {
     ("privacy", key): {"unit": "person", "nominal_persons": 500, "records_per_person": 4}
     for key in ("unit", "nominal_persons", "records_per_person")

@@ -106,7 +106,7 @@ def test_the_bytes_on_the_wire_are_those_documented() -> None:
     header = records.config_records["intramural"]["header"]
     body = {"manifest": "é", "run": "", "round": 2, "layout": small.digest}
     assert header == json.dumps(
-        {"version": 4, "kind": "TrainRequest", "answers": None, "body": body},
+        {"version": 5, "kind": "TrainRequest", "answers": None, "body": body},
         sort_keys=True,
         separators=(",", ":"),
         ensure_ascii=False,

@@ -48,7 +48,7 @@ class Exploit:
 
 
 def whole(kind: str, body: Any) -> dict[str, Any]:
-    return {"version": 4, "kind": kind, "answers": None, "body": body}
+    return {"version": 5, "kind": kind, "answers": None, "body": body}
 
 
 def header(**changes: Any) -> str:
@@ -58,7 +58,7 @@ def header(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (header(version=1), "wire version 1, expected 4; install equal versions"),
+        (header(version=1), "wire version 1, expected 5; install equal versions"),
         (header(version=-1), "wire version -1, "),
         (header(version=10**4000), "wire version 1000"),
         (header(version=True), "not a whole number"),
@@ -71,7 +71,7 @@ def header(**changes: Any) -> str:
         (header(kind=["Refusal"]), "kind is not text"),
         (header(kind="_Codec"), "does not belong here"),
         (header(more=1), "lacks version, kind, answers or body"),
-        ('{"version": 4, "kind": "Refusal"}', "lacks version, kind, answers or body"),
+        ('{"version": 5, "kind": "Refusal"}', "lacks version, kind, answers or body"),
         (header(body=[]), "wrong fields"),
         (header(body=None), "wrong fields"),
         ("", "not JSON"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from intramural.core.errors import ConfigError, TrainingError
 from intramural.core.federation import FederationConfig
-from intramural.core.layout import Vector
+from intramural.core.layout import Layout, Vector
 from intramural.models import batched
 from intramural.models.batched import train_jobs
 from intramural.models.batched_fit import fit_of, unfit_reason
@@ -67,7 +67,10 @@ def config_of(bert: Path, **training: Any) -> FederationConfig:
 
 
 def jobs_of(config: FederationConfig, tokens: list[Tokens]) -> list[Job]:
-    return [Job(tokens=own, plan=plan_of(config, site)) for site, own in enumerate(tokens)]
+    return [
+        Job(tokens=own, plan=plan_of(config, site), up=Layout(()))
+        for site, own in enumerate(tokens)
+    ]
 
 
 def alone(loaded: Loaded, task: Task, job: Job, start: Vector) -> Trained:

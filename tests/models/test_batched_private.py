@@ -13,7 +13,7 @@ from torch import Tensor
 
 from intramural.core.errors import ConfigError, TrainingError, Unclippable
 from intramural.core.federation import FederationConfig
-from intramural.core.layout import Vector
+from intramural.core.layout import Layout, Vector
 from intramural.models import batched_private
 from intramural.models.batched_fit import fit_of
 from intramural.models.batched_private import train_jobs_privately
@@ -83,6 +83,7 @@ def jobs_of(config: FederationConfig, tokens: Sequence[Tokens]) -> list[Job]:
         Job(
             tokens=own,
             plan=plan_of(config, site),
+            up=Layout(()),
             private=PrivateRound(
                 plan=PrivacyPlan.of(config),
                 units=units_of(privacy.unit, len(own)),

@@ -176,7 +176,7 @@ def coordinate(
         layout=LAYOUT,
         base=BASE,
         rule=changes.pop("rule", None) or make_rule(config, LAYOUT),
-        post=Post(grid, LAYOUT),
+        post=Post(grid, lambda _: LAYOUT),
         journal=journal,
         checkpoints=folder / "checkpoints",
         watcher=seen,

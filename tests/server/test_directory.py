@@ -14,7 +14,7 @@ HELLO = Hello(manifest=small().digest)
 
 
 def directory_of(grid: SlowGrid) -> Directory:
-    return Directory(Post(grid, LAYOUT), small(), run="", layout=LAYOUT, base=BASE)
+    return Directory(Post(grid, lambda _: LAYOUT), small(), run="", layout=LAYOUT, base=BASE)
 
 
 def greet(directory: Directory) -> bool:
@@ -112,7 +112,7 @@ def test_a_greeting_that_is_given_up_still_counts_when_it_comes() -> None:
 
 def test_a_reply_to_nothing_that_was_asked_is_dropped() -> None:
     grid = grid_of(honest, 1)
-    post = Post(grid, LAYOUT)
+    post = Post(grid, lambda _: LAYOUT)
     post.send(HELLO, {"site-1": 1}, tag=("hello", 0, 0))
     pulled = grid.pull_messages
 
@@ -127,7 +127,7 @@ def test_a_reply_to_nothing_that_was_asked_is_dropped() -> None:
 
 def test_the_vector_s_bytes_are_counted_for_every_site() -> None:
     grid = grid_of(honest, 2)
-    post = Post(grid, LAYOUT)
+    post = Post(grid, lambda _: LAYOUT)
     post.send(HELLO, {"a": 1, "b": 2}, tag=("hello", 0, 0))
     one = post.bytes_down // 2
     assert post.bytes_down == 2 * one > 0

@@ -309,7 +309,7 @@ def test_an_evaluation_whose_ledger_does_not_grow_does_not_count(
 
 def directory_of(grid: SlowGrid, of: LedgerWatch) -> Directory:
     return Directory(
-        Post(grid, LAYOUT),
+        Post(grid, lambda _: LAYOUT),
         private(),
         run="",
         layout=LAYOUT,

@@ -88,7 +88,7 @@ def test_without_again_a_death_is_a_failure_at_once(tmp_path: Path) -> None:
 
 def directory_of(grid: SlowGrid, manners: Manners) -> Directory:
     return Directory(
-        Post(grid, LAYOUT),
+        Post(grid, lambda _: LAYOUT),
         small(),
         run="",
         layout=LAYOUT,

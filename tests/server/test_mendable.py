@@ -106,7 +106,7 @@ def test_a_site_that_refused_through_its_old_node_is_greeted_anew_through_the_ne
 
     grid = SlowGrid(app_of(same_site), 2, run_config={}, slow={})
     directory = Directory(
-        Post(grid, LAYOUT), small(), run="", layout=LAYOUT, base=BASE,
+        Post(grid, lambda _: LAYOUT), small(), run="", layout=LAYOUT, base=BASE,
         manners=Manners(again_s=AGAIN_S), clock=lambda: grid.now_s,
     )  # fmt: skip
 

@@ -65,7 +65,9 @@ def asked(folder: Path, change: Change, *, first: str = "enrolled") -> tuple[Arr
     seen: list[Letter] = []
     grid = InProcessGrid(app_of(change, seen), 1, run_config={})
     post = Post(
-        grid, LAYOUT, seals=CoordinatorSeals(COORDINATORS, roster_file(folder, first=first))
+        grid,
+        lambda _: LAYOUT,
+        seals=CoordinatorSeals(COORDINATORS, roster_file(folder, first=first)),
     )
     post.send(Hello(manifest="m", run="r"), {"site-1": 1}, tag=TAG)
     (arrival,) = post.arrivals()

@@ -1,0 +1,24 @@
+"""The catalogue: every rule that a federation can name, by that name."""
+
+from intramural.core.federation import FederationConfig
+from intramural.core.layout import Layout
+from intramural.strategies.fedavg import FedAvg
+from intramural.strategies.kind import Kind
+from intramural.strategies.rule import Rule
+
+
+def fedavg_of(federation: FederationConfig, layout: Layout) -> Rule:
+    """Return federated averaging as the federation sets it, the server's step left to others."""
+    settings = federation.strategy
+    return FedAvg(weights=settings.weights, weight_cap=settings.weight_cap)
+
+
+KINDS: dict[str, Kind] = {
+    "fedavg": Kind(
+        title="FedAvg; FedIT where the exchange is 'lora'",
+        paper="McMahan et al. 2017, https://arxiv.org/abs/1602.05629; "
+        "Zhang et al. 2023, https://arxiv.org/abs/2305.05644",
+        traits=FedAvg.traits,
+        make=fedavg_of,
+    ),
+}
