@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from intramural.core.canonical import canonical_json, digest_file, digest_json
+from intramural.core.canonical import canonical_json, digest_bytes, digest_json, digest_vector
 from intramural.core.errors import CheckpointError
 from intramural.core.files import sync_folder, write_atomic
 from intramural.core.layout import Vector
@@ -42,12 +44,19 @@ def _paths(folder: Path, round_: int) -> tuple[Path, Path]:
     return folder / f"{stem}.safetensors", folder / f"{stem}.json"
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) -> None:
-    """Write a checkpoint and remove those before the last two.
+def _digest_arrays(vector: str, others: Mapping[str, NDArray[Any]]) -> str:
+    """Return the digest of a checkpoint's arrays, of which the vector's is known."""
+    rest = {n: [a.dtype.str, list(a.shape), digest_bytes(a.data)] for n, a in others.items()}
+    return digest_json({"vector": vector, "state": rest})
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) -> str:
+    """Write a checkpoint, remove those before the last two, and return the vector's digest.
 
     The arrays are on disk under their name before the small file that vouches for them (round,
-    SHA-256) is; a crash between the two leaves the generation before as the newest. Without `sync`
-    that holds for a process that is killed, and not for a power cut.
+    SHA-256) is. They are hashed while they are written, for each takes as long. A crash between
+    the two leaves the generation before as the newest. Without `sync` that holds for a process
+    that is killed, and not for a power cut.
 
     Raises:
         CheckpointError: The disk refused; the generation before is untouched.
@@ -59,10 +68,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) 
         folder.mkdir(parents=True, exist_ok=True)
         for left_over in folder.glob("*.partial"):  # by a run that was killed while it wrote
             left_over.unlink()
-        save_file({"vector": checkpoint.vector, **named}, partial)
-        if sync:
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
+        with ThreadPoolExecutor(1) as beside:
+            hashed = beside.submit(digest_vector, checkpoint.vector)
+            save_file({"vector": checkpoint.vector, **named}, partial)
+            if sync:
+                with open(partial, "rb") as file:
+                    os.fsync(file.fileno())
+            vector = hashed.result()
         os.replace(partial, arrays_path)
         if sync:
             sync_folder(folder)
@@ -70,7 +82,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) 
             "round": checkpoint.round,
             "manifest": checkpoint.manifest,
             "layout": checkpoint.layout,
-            "arrays": digest_file(arrays_path),
+            "arrays": _digest_arrays(vector, named),
             "history": checkpoint.history,
         }
         told = canonical_json(facts | {"digest": digest_json(facts)})
@@ -81,6 +93,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) 
     for old in sorted(folder.glob("round-*.json"))[:-GENERATIONS]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
+    return vector
 
 
 def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -107,11 +120,10 @@ def _load(facts_path: Path) -> Checkpoint:
     facts = dict(json.loads(facts_path.read_bytes()))
     if facts.pop("digest") != digest_json(facts):
         raise ValueError("digest of the facts")
-    arrays_path = facts_path.with_suffix(".safetensors")
-    if digest_file(arrays_path) != facts["arrays"]:
-        raise ValueError("digest of the arrays")
-    arrays = load_file(arrays_path)
+    arrays = load_file(facts_path.with_suffix(".safetensors"))
     vector = arrays.pop("vector")
+    if _digest_arrays(digest_vector(vector), arrays) != facts["arrays"]:
+        raise ValueError("digest of the arrays")
     return Checkpoint(
         round=facts["round"],
         manifest=facts["manifest"],

@@ -1,6 +1,5 @@
 """Coordinator: carries out what the RoundMachine asks for, over a Flower Grid."""
 
-from intramural.core.canonical import digest_vector
 from intramural.core.errors import AggregationError, round_error
 from intramural.core.messages import (
     Evaluated,
@@ -319,7 +318,7 @@ class Coordinator:
             record |= setting.added(record)
         self.history.append(record)
         self._tally.sums = {}
-        save_checkpoint(
+        digest = save_checkpoint(
             setting.checkpoints,
             Checkpoint(
                 round=round_,
@@ -331,5 +330,5 @@ class Coordinator:
             ),
             sync=setting.durable,
         )
-        setting.journal.append("committed", digest=digest_vector(self.vector), **record)
+        setting.journal.append("committed", digest=digest, **record)
         setting.watcher.committed(record)

@@ -132,7 +132,7 @@ def test_a_harmed_checkpoint_costs_its_round_and_is_told(
     seen = Seen()
     again = run(tmp_path / "run", config, folder, resume=True, watcher=seen)
     assert again["digest"] == whole["digest"]
-    assert seen.lines == ["round-000003.json: ValueError: not whole, passed over"]
+    assert seen.lines == ["round-000003.json: SafetensorError: not whole, passed over"]
     assert [record["round"] for record in seen.records] == [3]
     commits = commits_of(scan(tmp_path / "run" / "journal.jsonl").entries)
     assert (len(commits.standing), commits.repeated, commits.problem) == (3, (3,), None)
