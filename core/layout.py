@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from intramural.core.canonical import digest_json
 from intramural.core.errors import WireError
+from intramural.core.pages import ask_for_large_pages
 
 Vector = NDArray[np.float32]
 """One flat float32 vector, shape `(layout.size,)`."""
@@ -24,6 +25,7 @@ def written(size: int, write: Callable[[Vector], None]) -> Vector:
     without a copy, once nobody else (so: no variable of the caller) holds the memory.
     """
     buffer = BytesIO(bytes(4 * size))
+    ask_for_large_pages(buffer.getbuffer())
     write(np.frombuffer(buffer.getbuffer(), dtype="<f4"))
     return np.frombuffer(buffer.getvalue(), dtype="<f4")
 

@@ -18,12 +18,14 @@ class Exchange:
         self.layout = Layout(tuple((n, tuple(p.shape)) for n, p in self.parameters.items()))
 
     def read(self) -> Vector:
-        """Return a copy of the parameters, shape `(layout.size,)`."""
-        vector = np.empty(self.layout.size, dtype=np.float32)
-        for slot, parameter in zip(self.layout.slots(), self.parameters.values(), strict=True):
-            values = parameter.detach().to("cpu", torch.float32)
-            vector[slot.start : slot.stop] = values.numpy().reshape(-1)
-        return vector
+        """Return a copy of the parameters, shape `(layout.size,)`, as memory that can travel."""
+
+        def copy(out: Vector) -> None:
+            for slot, parameter in zip(self.layout.slots(), self.parameters.values(), strict=True):
+                values = parameter.detach().to("cpu", torch.float32)
+                out[slot.start : slot.stop] = values.numpy().reshape(-1)
+
+        return written(self.layout.size, copy)
 
     def delta(self, start: Vector, up: Layout) -> Vector:
         """Return the parameters of `up` less `start`, as the memory that will travel.

@@ -72,6 +72,12 @@ def resident_model(
     return _resident[key]
 
 
+def forget_models() -> None:
+    """Let go of the models that this process keeps; the next that is asked for is built anew."""
+    _resident.clear()
+    _asked.clear()
+
+
 def make_task(federation: FederationConfig, loaded: Loaded, *, base: Base) -> Task:
     """Return the federation's task."""
     length_max, tokenizer = federation.model.max_length, loaded.tokenizer

@@ -5,9 +5,11 @@ These functions import torch when called; the coordinator's modules do not.
 
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from intramural.core.federation import FederationConfig
 from intramural.core.layout import Layout, Vector
@@ -23,6 +25,10 @@ class Beginning:
     """Digest of the base model."""
     parameters: int
     """Parameters of the whole model."""
+
+    def without_vector(self) -> "Beginning":
+        """Return what is still of use when rounds have begun; the vector's memory is let go."""
+        return replace(self, vector=np.empty(0, dtype=np.float32))
 
 
 def beginning(federation: FederationConfig, places: dict[str, str]) -> Beginning:

@@ -158,7 +158,10 @@ def _run_alone(
             again=deployment.again if deployment else None,
             manners=deployment.manners if deployment else None,
         )
-        outcome = Coordinator(adapt(setting), start).run()
+        coordinator = Coordinator(adapt(setting), start)
+        first = first.without_vector()
+        del start
+        outcome = coordinator.run()
         digest = digest_vector(outcome.vector)
         save_final(plan.federation, plan.places, outcome.vector, plan.folder / MODEL)
         report = run_report(

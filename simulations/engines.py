@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 from intramural.core.errors import ConfigError
 from intramural.core.layout import Vector
 from intramural.core.messages import Refusal, TrainRequest
+from intramural.core.pages import keep_freed_memory
 from intramural.server.export import beginning
 from intramural.server.machine import share_of
 from intramural.server.run import SITES_KEY, RunPlan, run_federation
@@ -65,6 +66,7 @@ def run_engine(work: Work, *, watcher: Watcher) -> None:
         ConfigError: The engine does not fit the simulation.
         IntramuralError: As `run_federation`.
     """
+    keep_freed_memory()
     if work.engine == "auto":
         engine, why = choose(work)
         watcher.noticed(f"--engine {engine}: {why}")
@@ -88,13 +90,21 @@ def run_engine(work: Work, *, watcher: Watcher) -> None:
 
             run_scenario(run, grid, work.scenario, watcher=watcher)
         else:
-            run_federation(run, grid, watcher=watcher, adapt=_crowd_of(work))
+            run_federation(run, grid, watcher=watcher, adapt=_adapt_to(work))
 
 
-def _crowd_of(work: Work) -> Callable[[Setting], Setting]:
-    """Return what tells the coordinator of sites that nobody greets."""
+def _adapt_to(work: Work) -> Callable[[Setting], Setting]:
+    """Return what fits the coordinator to the engine: sites that nobody greets, memory let go."""
     crowd = work.deal.sites if work.deal.is_crowd else None
-    return lambda setting: replace(setting, crowd=crowd)
+
+    def adapt(setting: Setting) -> Setting:
+        if work.engine == "pool":  # its workers have models of their own; here one is in the way
+            from intramural.models.resident import forget_models
+
+            forget_models()
+        return replace(setting, crowd=crowd)
+
+    return adapt
 
 
 @contextmanager

@@ -144,3 +144,16 @@ def test_a_part_of_a_written_vector_is_sent_as_that_part(part: slice) -> None:
 
     seen = written(3, write)[part]
     assert np.frombuffer(wire_bytes(seen), "<f4").tolist() == [1, 2, 3][part]
+
+
+@pytest.mark.parametrize("size", [0, 3, (1 << 20) + 5])
+def test_written_memory_is_zeros_until_it_is_written_and_then_read_only(size: int) -> None:
+    def fill(out: Vector) -> None:
+        assert not out.any()
+        out[:] = 2.0
+
+    made = written(size, fill)
+    assert made.dtype == np.float32
+    assert np.array_equal(made, np.full(size, 2.0, np.float32))
+    assert wire_bytes(made) is made.base  # type: ignore[comparison-overlap]
+    assert not made.flags.writeable

@@ -47,9 +47,9 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert problems == []
 
 
-def test_two_generations_are_kept(tmp_path: Path) -> None:
-    names = sorted(path.name for path in saved(tmp_path, 4).iterdir())
-    assert names == [f"round-00000{n}.{end}" for n in (3, 4) for end in ("json", "safetensors")]
+def test_two_generations_stand_beside_the_one_that_is_written(tmp_path: Path) -> None:
+    names = sorted(path.name for path in saved(tmp_path, 5).iterdir())
+    assert names == [f"round-00000{n}.{end}" for n in (3, 4, 5) for end in ("json", "safetensors")]
 
 
 def test_an_empty_folder_holds_no_checkpoint(tmp_path: Path) -> None:
