@@ -6,12 +6,12 @@ from math import exp, inf
 import numpy as np
 from flwr.common.constant import ErrorCode
 
+from intramural.simulations.hardware import MEGABIT
 from intramural.simulations.presence import Presence
 from intramural.simulations.scenario import Group
 
 SILENT_S = 42.0
 """From a node's last sign of life to Flower's error for what it was asked; as seen of Flower."""
-MEGABIT = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)

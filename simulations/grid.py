@@ -21,9 +21,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from intramural.server.crowd import NODE_ID_FIRST
 from intramural.simulations.broadcast import put_together, take_apart, write
 
-NODE_ID_FIRST = 1
 _HEAD = struct.Struct("<Q")
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class Source:
     partition: str
     salt: str
     """Digest of the records and of all options that change a cell's result."""
+    base_of: Callable[[str], str] = str
+    """Returns the digest of a base model's content; by default its name stands for it."""
 
 
 def cells_of(config: SweepConfig, source: Source) -> tuple[Cell, ...]:
@@ -167,7 +169,13 @@ def _cell(number: int, parameters: dict[str, Any], base: dict[str, Any], source:
     _find_base(table, source.federation.parent)
     sites = int(parameters.get(SITES, source.sites))
     dealt = str(parameters.get(PARTITION, source.partition))
-    facts = {"manifest": federation.digest, "sites": sites, "partition": dealt, "of": source.salt}
+    facts = {
+        "manifest": federation.digest,
+        "base": source.base_of(table["model"]["base"]),
+        "sites": sites,
+        "partition": dealt,
+        "of": source.salt,
+    }
     return Cell(
         number=number,
         parameters=parameters,

@@ -73,6 +73,7 @@ def run_sweep(order: SweepOrder, *, console: Console, as_json: bool = False) -> 
         sites=order.sites,
         partition=order.partition,
         salt=_salt(order, threads),
+        base_of=lambda name: _base_digest(order, name),
     )
     cells = cells_of(config, source)
     start = process_starter(data=order.data, threads=threads, options=order.options)
@@ -204,6 +205,14 @@ def _print_plan(plan: "Plan", console: Console) -> None:
         memory = site.memory_bytes / 1e9
         table.add_row(Text(site.name), *(f"{f:.3f}" for f in figures), f"{memory:.1f}")
     console.print(table)
+
+
+def _base_digest(order: SweepOrder, name: str) -> str:
+    """Return the digest of a base model's content: a cell trained from another is another cell."""
+    from intramural.models.base import resolve_base
+
+    places = load_site(order.data).model if order.data.suffix == ".toml" else {}
+    return resolve_base(name, places=places).digest
 
 
 def _salt(order: SweepOrder, threads: int) -> str:

@@ -9,10 +9,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from intramural.core.files import write_atomic
 from intramural.server.watcher import Watcher
+
+if TYPE_CHECKING:
+    from intramural.simulations.grid import Delivery
 
 TRACE: Final = "trace.json"
 EVENTS_MAX: Final = 20_000
@@ -23,40 +26,6 @@ ROUNDS, PHASES = 1, 2
 """Thread numbers of the coordinator's spans; those of a worker are its number + 1."""
 COST_SHARE_MAX: Final = 0.05
 """Share of the run's time that writing the file may take: short rounds do not each write it."""
-
-
-class Delivery(Protocol):
-    """A message that a simulated node worked on, as a Grid tells it."""
-
-    @property
-    def node(self) -> int:
-        """Flower's number of the node."""
-        ...
-
-    @property
-    def kind(self) -> str:
-        """Message type, such as 'train'."""
-        ...
-
-    @property
-    def worker(self) -> int:
-        """Which worker, from 0."""
-        ...
-
-    @property
-    def began_s(self) -> float:
-        """Reading of the clock of all processes."""
-        ...
-
-    @property
-    def ended_s(self) -> float:
-        """Likewise."""
-        ...
-
-    @property
-    def failed(self) -> bool:
-        """Whether an error came of it."""
-        ...
 
 
 class Tracer(Watcher):
@@ -93,7 +62,7 @@ class Tracer(Watcher):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def delivered(self, delivery: Delivery) -> None:
+    def delivered(self, delivery: "Delivery") -> None:
         """Add one delivery."""
         self._workers.add(delivery.worker)
         self._add(
