@@ -2,7 +2,6 @@
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,14 @@ from typing import Any
 import pytest
 
 from intramural.server.watcher import Watcher
+from intramural.simulations.grid import Delivery
 from intramural.simulations.trace import COORDINATOR, EVENTS_MAX, WORKERS, Tracer
 from tests.tiny import Json
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """One delivery."""
-
-    node: int = 1
-    kind: str = "train"
-    worker: int = 0
-    began_s: float
-    ended_s: float
-    failed: bool = False
+def work(*, began_s: float, ended_s: float, **changes: Any) -> Delivery:
+    facts: Json = {"node": 1, "kind": "train", "worker": 0, "failed": False} | changes
+    return Delivery(began_s=began_s, ended_s=ended_s, **facts)
 
 
 class Clock:
@@ -85,11 +78,11 @@ def played(path: Path, clock: Clock, **options: Any) -> Tracer:
     for round_ in (1, 2):
         tracer.opened(round_, ["site-1", "site-2"])
         at = clock.now_s
-        tracer.delivered(Work(node=1, worker=0, began_s=at, ended_s=at + 2))
-        tracer.delivered(Work(node=2, worker=1, began_s=at, ended_s=at + 3, failed=round_ == 2))
+        tracer.delivered(work(node=1, worker=0, began_s=at, ended_s=at + 2))
+        tracer.delivered(work(node=2, worker=1, began_s=at, ended_s=at + 3, failed=round_ == 2))
         clock.now_s += 4
         tracer.evaluating(round_, "validation", ["site-1"])
-        tracer.delivered(Work(kind="evaluate", began_s=clock.now_s, ended_s=clock.now_s + 0.5))
+        tracer.delivered(work(kind="evaluate", began_s=clock.now_s, ended_s=clock.now_s + 0.5))
         clock.now_s += 1
         tracer.committed(record(round_))
         clock.now_s += 0.25
@@ -167,7 +160,7 @@ def test_the_oldest_spans_are_dropped_and_counted(tmp_path: Path) -> None:
     path, clock = tmp_path / "trace.json", Clock()
     tracer = Tracer(path, clock=clock, events_max=5)
     for number in range(8):
-        tracer.delivered(Work(node=number, began_s=100.0 + number, ended_s=100.5 + number))
+        tracer.delivered(work(node=number, began_s=100.0 + number, ended_s=100.5 + number))
     tracer.close()
     spans = check_format(path)
     assert [span["args"]["node"] for span in spans] == [3, 4, 5, 6, 7]
@@ -191,8 +184,8 @@ def test_everything_told_is_passed_on(tmp_path: Path) -> None:
 
 def test_the_checker_of_the_format_sees_overlapping_spans(tmp_path: Path) -> None:
     tracer = Tracer(tmp_path / "trace.json", clock=Clock())
-    tracer.delivered(Work(began_s=100.0, ended_s=102.0))
-    tracer.delivered(Work(began_s=101.0, ended_s=103.0))
+    tracer.delivered(work(began_s=100.0, ended_s=102.0))
+    tracer.delivered(work(began_s=101.0, ended_s=103.0))
     tracer.close()
     with pytest.raises(AssertionError):
         check_format(tmp_path / "trace.json")
