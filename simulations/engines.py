@@ -66,7 +66,6 @@ def run_engine(work: Work, *, watcher: Watcher) -> None:
         ConfigError: The engine does not fit the simulation.
         IntramuralError: As `run_federation`.
     """
-    keep_freed_memory()
     if work.engine == "auto":
         engine, why = choose(work)
         watcher.noticed(f"--engine {engine}: {why}")
@@ -126,6 +125,8 @@ def _grid(work: Work, settings: dict[str, Any]) -> Iterator[Grid]:
         return
     from intramural.client.app import app
     from intramural.simulations.inprocess import InProcessGrid
+
+    keep_freed_memory()  # not in the pool, where several processes would keep it
 
     if work.engine == "batched":
         from intramural.simulations.batched import BatchedGrid, check_batched

@@ -27,7 +27,6 @@ from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
 
 from intramural.core.children import die_with_parent
-from intramural.core.pages import keep_freed_memory
 from intramural.simulations.broadcast import Block, Form, put_together, take_apart, write
 from intramural.simulations.grid import Nodes, States, be_server_app, message_of, raised
 
@@ -229,7 +228,6 @@ def main() -> None:
             return  # it died before it could be watched
     sys.path[:] = setup.path
     be_server_app()
-    keep_freed_memory()
     jobs: queue.SimpleQueue[tuple[Job, int | None] | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(line, jobs), daemon=True).start()
     try:
