@@ -159,9 +159,11 @@ def _run_alone(
             manners=deployment.manners if deployment else None,
         )
         coordinator = Coordinator(adapt(setting), start)
+        # what is not needed any more is let go: each of these holds a model's memory, or two
         first = first.without_vector()
-        del start
+        del start, setting, rule
         outcome = coordinator.run()
+        del coordinator
         digest = digest_vector(outcome.vector)
         save_final(plan.federation, plan.places, outcome.vector, plan.folder / MODEL)
         report = run_report(

@@ -111,6 +111,7 @@ def _grid(work: Work, settings: dict[str, Any]) -> Iterator[Grid]:
     nodes = work.deal.sites
     if work.engine == "pool":
         from intramural.simulations.pool import PoolGrid
+        from intramural.simulations.pool_nursery import LIBRARIES
 
         threads = work.deal.template.compute.threads or 1
         with PoolGrid(
@@ -120,6 +121,7 @@ def _grid(work: Work, settings: dict[str, Any]) -> Iterator[Grid]:
             threads=threads,
             observe=work.observe,
             log=work.deal.folder / "workers.log",
+            libraries=LIBRARIES,
         ) as pool:
             yield pool
         return

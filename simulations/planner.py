@@ -275,7 +275,13 @@ def _against(policy: SitePolicy, federation: FederationConfig, need: Footprint) 
         epsilon = epsilon_pld(plan.total(), delta=policy.delta_lifetime, relation=plan.relation)
     found = [
         str(v)
-        for v in violations(policy, federation, vector_bytes=need.vector_bytes, epsilon=epsilon)
+        for v in violations(
+            policy,
+            federation,
+            vector_bytes=need.vector_bytes,
+            up_bytes=need.up_bytes,
+            epsilon=epsilon,
+        )
     ]
     limit = policy.epsilon_lifetime
     if epsilon is not None and limit is not None and not epsilon <= limit:

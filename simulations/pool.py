@@ -20,6 +20,7 @@ from flwr.app import Message
 from intramural.simulations.broadcast import Form, take_apart
 from intramural.simulations.grid import LocalGrid, Nodes, Observe, States
 from intramural.simulations.pool_hand import STOP_S, Hand, Parcel, Task
+from intramural.simulations.pool_nursery import Nursery, can_fork
 from intramural.simulations.pool_worker import Setup
 
 APP = "intramural.client.app:app"
@@ -48,6 +49,7 @@ class PoolGrid(LocalGrid):
         observe: Observe | None = None,
         states: Path | None = None,
         log: Path | None = None,
+        libraries: Sequence[str] = (),
     ) -> None:
         """Start the workers, and do not wait for them.
 
@@ -65,6 +67,8 @@ class PoolGrid(LocalGrid):
             observe: Told of each delivery, in the order of the replies.
             states: Folder that keeps the nodes' states; None: a temporary one.
             log: File for what the workers print; None: this process's standard error.
+            libraries: Modules that all workers need and can share the memory of, where they can be
+                copies of one process; () starts each by itself.
         """
         home = Nodes(count=nodes, run_config=dict(run_config), states=States(states))
         super().__init__(home, before=before, observe=observe)
@@ -86,10 +90,14 @@ class PoolGrid(LocalGrid):
         )
         gpus = visible_gpus()
         count = min(workers or _workers(gpus, threads), nodes)
+        self._nursery: Nursery | None = None
         try:
+            if libraries and can_fork():
+                shared = _environment(0, [], threads)
+                self._nursery = Nursery(libraries, environment=shared, log=log)
             for number in range(count):
                 environment = _environment(number, gpus, threads)
-                hand = Hand(number, setup, environment=environment, log=log)
+                hand = Hand(number, setup, environment=environment, log=log, nursery=self._nursery)
                 self._hands.append(hand)
                 self._selector.register(hand.line.socket, selectors.EVENT_READ, hand)
         except BaseException:
@@ -111,6 +119,8 @@ class PoolGrid(LocalGrid):
         deadline_s = time.monotonic() + STOP_S
         for hand in hands:
             hand.end(wait_s=max(0.0, deadline_s - time.monotonic()))
+        if self._nursery is not None:
+            self._nursery.end()
         for task in self._tasks.values():
             if task.parcel is not None:
                 task.parcel.leave()

@@ -23,6 +23,7 @@ from flwr.common.constant import ErrorCode
 from intramural.core.errors import ConfigError, RoundError
 from intramural.simulations.broadcast import Block, Form, let_go, put_together, write
 from intramural.simulations.grid import message_of
+from intramural.simulations.pool_nursery import Forked, Nursery
 from intramural.simulations.pool_worker import Answer, Begun, Job, Line, Ready, Setup
 
 SLOTS = 2
@@ -141,12 +142,22 @@ class Hand:
     """One worker process, started again when it dies."""
 
     def __init__(
-        self, number: int, setup: Setup, *, environment: Mapping[str, str], log: Path | None
+        self,
+        number: int,
+        setup: Setup,
+        *,
+        environment: Mapping[str, str],
+        log: Path | None,
+        nursery: Nursery | None = None,
     ) -> None:
-        """Start worker `number`; does not wait for it. Its output goes to `log`, or is ours."""
+        """Start worker `number`; does not wait for it. Its output goes to `log`, or is ours.
+
+        With a nursery it is a copy of that.
+        """
+        self._nursery = nursery
         self.number = number
         self._setup = setup
-        self._environment = {**os.environ, **environment}
+        self._environment = environment
         self._log = log
         self._starts = 0
         self.waiting: deque[Task] = deque()
@@ -157,23 +168,8 @@ class Hand:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        output = 2
-        if self._log is not None:
-            output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", CODE, str(theirs.fileno())],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C at the terminal is not for it
-            )
-        finally:
-            theirs.close()
-            if output != 2:
-                os.close(output)
+        with theirs:
+            self.process = self._process(theirs)
         self.line = Line(ours)
         self.slots = [Slot(number) for number in range(SLOTS)]
         self.is_ready = False
@@ -183,6 +179,27 @@ class Hand:
         self._starts += 1
         with suppress(OSError):  # it is gone already: `receive` will notice
             self.line.send(self._setup)
+
+    def _process(self, end: socket.socket) -> "subprocess.Popen[bytes] | Forked":
+        """Return a new process that answers at `end`."""
+        if self._nursery is not None:
+            return self._nursery.fork(end, environment=self._environment, log=self._log)
+        output = 2
+        if self._log is not None:
+            output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-c", CODE, str(end.fileno())],
+                env={**os.environ, **self._environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[end.fileno()],
+                start_new_session=True,  # Ctrl-C at the terminal is not for it
+            )
+        finally:
+            if output != 2:
+                os.close(output)
 
     def feed(self) -> None:
         """Send messages while slots are free; if the worker is gone, `receive` will notice."""
@@ -305,8 +322,9 @@ class Hand:
         self.hang_up()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(wait_s)
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if (pid := self.process.pid) > 0:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
         self.process.wait()
         for slot in self.slots:
             if slot.block is not None:

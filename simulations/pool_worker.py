@@ -226,6 +226,11 @@ def main() -> None:
         die_with_parent()
         if os.getppid() != setup.parent:
             return  # it died before it could be watched
+    serve(line, setup)
+
+
+def serve(line: Line, setup: Setup) -> None:
+    """Import the app, and run jobs until the pool closes the socket."""
     sys.path[:] = setup.path
     be_server_app()
     jobs: queue.SimpleQueue[tuple[Job, int | None] | None] = queue.SimpleQueue()
