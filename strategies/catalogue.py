@@ -2,6 +2,7 @@
 
 from intramural.core.federation import FederationConfig
 from intramural.core.layout import Layout
+from intramural.strategies import fednova, lora_kinds, robust, scaffold
 from intramural.strategies.fedavg import FedAvg
 from intramural.strategies.kind import Kind
 from intramural.strategies.rule import Rule
@@ -9,8 +10,12 @@ from intramural.strategies.rule import Rule
 
 def fedavg_of(federation: FederationConfig, layout: Layout) -> Rule:
     """Return federated averaging as the federation sets it, the server's step left to others."""
-    settings = federation.strategy
-    return FedAvg(weights=settings.weights, weight_cap=settings.weight_cap)
+    settings, late = federation.strategy, federation.asynchrony
+    return FedAvg(
+        weights=settings.weights,
+        weight_cap=settings.weight_cap,
+        staleness_power=None if late is None else late.staleness_power,
+    )
 
 
 KINDS: dict[str, Kind] = {
@@ -21,4 +26,8 @@ KINDS: dict[str, Kind] = {
         traits=FedAvg.traits,
         make=fedavg_of,
     ),
+    **lora_kinds.KINDS,
+    **fednova.KINDS,
+    **scaffold.KINDS,
+    **robust.KINDS,
 }

@@ -17,10 +17,13 @@ FRACTION_BITS = {"equal": 36, "examples": 24}
 class FedAvg:
     """next = current + learning_rate * velocity; velocity = momentum * velocity + mean(delta).
 
-    mean(delta) = sum_k w_k delta_k / sum_k w_k, w_k the capped number of records, or 1.
+    mean(delta) = sum_k w_k delta_k / sum_k w_k, w_k the capped number of records, or 1. With a
+    staleness power p it is sum_k (1 + s_k)**-p w_k delta_k / sum_k w_k for an update that started
+    s_k rounds ago: late ones move the arrays less, and do not make the others move them more.
 
     Source: McMahan et al. 2017, Algorithm 1, https://arxiv.org/abs/1602.05629; server momentum:
-    Hsu et al. 2019, https://arxiv.org/abs/1909.06335.
+    Hsu et al. 2019, https://arxiv.org/abs/1909.06335; staleness: Nguyen et al. 2022 (FedBuff),
+    https://arxiv.org/abs/2106.06639.
     """
 
     name = "fedavg"
@@ -40,7 +43,9 @@ class FedAvg:
         weight_cap: int | None = None,
         learning_rate: float = 1.0,
         momentum: float = 0.0,
+        staleness_power: float | None = None,
     ) -> None:
+        self.staleness_power = staleness_power
         self.weights = weights
         self.weight_cap = weight_cap
         self.learning_rate = learning_rate
@@ -71,9 +76,16 @@ class FedAvg:
         weight = self.weight_of(update)
         if weight < 1:
             raise AggregationError(f"update weighs {weight!r} records; it must be at least 1")
-        fold.work.add(update.delta, float(weight))
+        fold.work.add(update.delta, weight * self._discount(fold.round - update.round))
         fold.weight += weight
         fold.sites.append(update.site)
+
+    def _discount(self, late: int) -> float:
+        """Return what an update counts for that started so many rounds ago."""
+        if self.staleness_power is None:
+            return 1.0
+        assert late >= 0, "an update from a round to come"
+        return float((1 + late) ** -self.staleness_power)
 
     def finish(self, fold: Fold) -> tuple[Vector, State]:
         """Return the next arrays and, with momentum, the velocity.

@@ -8,8 +8,11 @@ from intramural.core.layout import Layout
 from intramural.core.route import uplink
 from intramural.strategies.catalogue import KINDS
 from intramural.strategies.fedavg import FedAvg
+from intramural.strategies.norm_bound import NormBound
 from intramural.strategies.routed import Routed
 from intramural.strategies.rule import Rule
+from intramural.strategies.scaffold import Scaffold
+from intramural.strategies.server_optimizer import ServerOptimizer
 from intramural.strategies.site_dp import Noise, SiteDPFedAvg
 
 FLOWER_PREFIX = "flwr:"
@@ -30,7 +33,10 @@ def make_rule(federation: FederationConfig, layout: Layout, *, noise: Noise | No
     if name.startswith(FLOWER_PREFIX):
         from intramural.strategies.flower import FlowerRule
 
-        return FlowerRule.named(name.removeprefix(FLOWER_PREFIX), layout, dict(settings.options))
+        options = dict(settings.options)
+        return _bounded(
+            FlowerRule.named(name.removeprefix(FLOWER_PREFIX), layout, options), federation
+        )
     if name not in KINDS:
         near = difflib.get_close_matches(name, KINDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}, flwr:NAME"
@@ -40,13 +46,52 @@ def make_rule(federation: FederationConfig, layout: Layout, *, noise: Noise | No
         raise ConfigError(f"strategy.options: {name} takes {takes}, not {unknown}; remove them")
     if federation.site_privacy is not None:
         assert noise is not None, "without noise there is nothing to claim"
+        if settings.norm_bound is not None:
+            raise ConfigError(
+                "strategy.norm_bound: [site_privacy] cuts updates to its clip_norm; remove it"
+            )
         return _hiding_sites(federation, noise)
     rule = KINDS[name].make(federation, layout)
-    if isinstance(rule, FedAvg):  # it steps in place, with no copy of the model
+    if isinstance(rule, FedAvg) and settings.optimizer == "sgd":
         rule.learning_rate, rule.momentum = settings.learning_rate, settings.momentum
+    rule = _bounded(_stepping(rule, federation), federation)
     if KINDS[name].routed and uplink(federation, layout, round=1) is not layout:
         rule = Routed(rule, federation, layout)
     return rule
+
+
+def _stepping(rule: Rule, federation: FederationConfig) -> Rule:
+    """Return the rule as the step of the server's optimizer, where that is not plain.
+
+    Raises:
+        ConfigError: The rule makes no step.
+    """
+    settings = federation.strategy
+    if isinstance(rule, FedAvg | Scaffold) and settings.optimizer == "sgd":
+        return rule  # it has a rate of its own, and takes no copy of the model
+    plain = ("sgd", 0.0, 1.0)
+    if (settings.optimizer, settings.momentum, settings.learning_rate) == plain:
+        return rule
+    if not KINDS[settings.rule].traits.optimizer:
+        raise ConfigError(
+            f"strategy.rule = {settings.rule!r} sets the arrays anew, and has no step for "
+            "strategy.optimizer, learning_rate or momentum; leave them out"
+        )
+    return ServerOptimizer(
+        rule,
+        settings.optimizer,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        beta_1=settings.beta_1,
+        beta_2=settings.beta_2,
+        tau=settings.tau,
+    )
+
+
+def _bounded(rule: Rule, federation: FederationConfig) -> Rule:
+    """Return the rule, behind the norm bound where the federation sets one."""
+    bound = federation.strategy.norm_bound
+    return rule if bound is None else NormBound(rule, bound)
 
 
 def _hiding_sites(federation: FederationConfig, noise: Noise) -> SiteDPFedAvg:

@@ -1,0 +1,118 @@
+"""The catalogue's rules for LoRA: which factor is trained, and how the factors become the next."""
+
+from collections.abc import Callable
+
+from intramural.core.errors import ConfigError
+from intramural.core.federation import FederationConfig
+from intramural.core.layout import Layout
+from intramural.strategies.fedavg import FedAvg
+from intramural.strategies.fedsvd import FedSVD
+from intramural.strategies.kind import Kind
+from intramural.strategies.lora import Pairs
+from intramural.strategies.lora_products import FedExLora, FlexLoRA, FLoRA, ProductRule
+from intramural.strategies.rule import Rule, Traits
+
+EXACT = Traits(sums_only=True, exact_for_lora=True, mixed_ranks=False, byzantine=False)
+"""One factor is trained at a time: products add up as the factor does, and need only its sum."""
+FIXED_A = Traits(
+    sums_only=True, exact_for_lora=True, mixed_ranks=False, byzantine=False, asynchronous=True
+)
+"""A never changes, so an update means the same whenever it started."""
+TURNED_A = Traits(
+    sums_only=True, exact_for_lora=True, mixed_ranks=False, byzantine=False, optimizer=False
+)
+"""A is set anew each round: a velocity of B's old directions would mean nothing."""
+
+
+def _mean(federation: FederationConfig) -> FedAvg:
+    settings = federation.strategy
+    return FedAvg(weights=settings.weights, weight_cap=settings.weight_cap)
+
+
+def _with_pairs(make: Callable[[FederationConfig, Layout], Rule]) -> Callable[..., Rule]:
+    """Return `make` for federations that have LoRA factors.
+
+    The rule's own function raises ConfigError where there are none.
+    """
+
+    def made(federation: FederationConfig, layout: Layout) -> Rule:
+        if federation.exchange.kind != "lora":
+            raise ConfigError(
+                f"strategy.rule = {federation.strategy.rule!r} is for exchange.kind = 'lora', and "
+                f"it is {federation.exchange.kind!r}; use 'fedavg'"
+            )
+        return make(federation, layout)
+
+    return made
+
+
+def _mean_alone(federation: FederationConfig, layout: Layout) -> Rule:
+    del layout
+    return _mean(federation)
+
+
+def _fedsvd(federation: FederationConfig, layout: Layout) -> Rule:
+    for pair in Pairs(federation, layout):
+        rank, inputs = pair.a.shape
+        if rank > inputs:
+            raise ConfigError(
+                f"exchange.rank = {rank} is more than the {inputs} inputs of {pair.layer}; "
+                "'fedsvd' needs at most as many"
+            )
+    return FedSVD(_mean(federation), federation, layout)
+
+
+def _products(
+    kind: Callable[[FedAvg, FederationConfig, Layout], ProductRule],
+) -> Callable[[FederationConfig, Layout], Rule]:
+    return lambda federation, layout: kind(_mean(federation), federation, layout)
+
+
+KINDS: dict[str, Kind] = {
+    "ffa-lora": Kind(
+        title="FFA-LoRA",
+        paper="Sun et al. 2024, https://arxiv.org/abs/2403.12313",
+        traits=FIXED_A,
+        make=_with_pairs(_mean_alone),
+    ),
+    "rolora": Kind(
+        title="RoLoRA",
+        paper="Chen et al. 2025, https://arxiv.org/abs/2502.01755",
+        traits=EXACT,
+        make=_with_pairs(_mean_alone),
+    ),
+    "fedsvd": Kind(
+        title="FedSVD",
+        paper="Lee et al. 2025, https://arxiv.org/abs/2505.12805",
+        traits=TURNED_A,
+        make=_with_pairs(_fedsvd),
+        routed=False,
+    ),
+    "flora": Kind(
+        title="FLoRA",
+        paper="Wang et al. 2024, https://arxiv.org/abs/2409.05976",
+        traits=FLoRA.traits,
+        make=_with_pairs(_products(FLoRA)),
+        routed=False,
+    ),
+    "flexlora": Kind(
+        title="FlexLoRA",
+        paper="Bai et al. 2024, https://arxiv.org/abs/2402.11505",
+        traits=FlexLoRA.traits,
+        make=_with_pairs(_products(FlexLoRA)),
+        routed=False,
+    ),
+    "fedex-lora": Kind(
+        title="FedEx-LoRA",
+        paper="Singhal et al. 2025, https://arxiv.org/abs/2410.09432",
+        traits=FedExLora.traits,
+        make=_with_pairs(_products(FedExLora)),
+        routed=False,
+    ),
+    "fedsa-lora": Kind(
+        title="FedSA-LoRA",
+        paper="Guo et al. 2025, https://arxiv.org/abs/2410.01463",
+        traits=FIXED_A,
+        make=_with_pairs(_mean_alone),
+    ),
+}
