@@ -10,9 +10,13 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from intramural.client.keeping import Keeping
+from intramural.client.memory import MEMORY, SiteMemory
 from intramural.client.policy import check_manifest, check_records, violations
+from intramural.client.rank import rank_of
 from intramural.client.refusals import refusal_of
 from intramural.client.source import FileSource, Source
+from intramural.client.updates import update_of
 from intramural.core.errors import DataRefused, Refused
 from intramural.core.federation import FederationConfig
 from intramural.core.journal import utc_now
@@ -29,8 +33,8 @@ from intramural.core.messages import (
     Update,
     Welcome,
 )
-from intramural.core.metrics import Sums
-from intramural.core.route import uplink
+from intramural.core.metrics import Sums, with_personal
+from intramural.core.route import up_bytes_max, uplink
 from intramural.core.site import SiteConfig
 from intramural.data.records import Record
 from intramural.data.split import Splits, split_records
@@ -56,11 +60,12 @@ class SiteAgent:
         *,
         source: Source | None = None,
         now: Callable[[], datetime] = utc_now,
+        durable: bool = True,
     ) -> None:
         """Take the site's configuration and the manifest; reads and builds nothing yet.
 
         The records come from the file that site.toml names, or from `source`. `now` tells the time
-        for policy.hours.
+        for policy.hours. `durable`: what the site keeps of a run must survive a power cut.
         """
         self._now = now
         self._source = source or FileSource(site, federation)
@@ -69,6 +74,8 @@ class SiteAgent:
         self.name = site.site.name
         self._is_allowed = False
         self._guard: Guard | None = None
+        folder, name = site.ledger_file.parent / MEMORY, site.site.name
+        self._keeping = Keeping(federation, SiteMemory(folder, name, durable=durable))
         self._splits: Splits | None = None
         self._tokens: dict[Split, Tokens] = {}
 
@@ -125,16 +132,18 @@ class SiteAgent:
         policy, now = self.site.policy, self._now()
         if self._is_allowed and not policy.hours:
             return  # nothing that was looked at can have changed since
+        rank_of(self.site, self.federation)
         found = violations(policy, self.federation, now=now)
         if not found or {v.key for v in found} == {
             "policy.models"
         }:  # which needs the base's digest
-            resident = self.resident()
+            down = self.layout
             check_manifest(
                 policy,
                 self.federation,
-                base_digest=resident.base.digest,
-                vector_bytes=resident.loaded.exchange.layout.nbytes,
+                base_digest=self.resident().base.digest,
+                vector_bytes=down.nbytes,
+                up_bytes=up_bytes_max(self.federation, down),
                 now=now,
             )
         else:
@@ -152,6 +161,7 @@ class SiteAgent:
             task=self.federation.task.kind,
             payload_bytes_max=self.site.policy.payload_bytes_max,
             private=self.federation.privacy is not None,
+            personal=self.federation.personal is not None,
         )
         return policy.check(reply)
 
@@ -177,6 +187,7 @@ class SiteAgent:
             started = time.perf_counter()
             delta, loss = run_job(self.resident(), job, request.vector)
             seconds = time.perf_counter() - started
+            self._keeping.keep(self.resident(), job, request, delta)
         return self.update(request, job, delta, loss=loss, seconds=seconds)
 
     @contextmanager
@@ -206,15 +217,19 @@ class SiteAgent:
             yield replace(job, private=private)
 
     def _job(self, request: TrainRequest) -> Job:
+        job = self._job_of(request.round)
+        return self._keeping.prepared(self.resident(), job, request)
+
+    def _job_of(self, round_: int) -> Job:
         tokens = self._tokens_of("train")
         check_records(self.site.policy, len(tokens))
         plan = RoundPlan.of(
             self.federation,
-            round=request.round,
+            round=round_,
             site=self.name,
             micro_batch=self.site.compute.micro_batch,
         )
-        return Job(tokens=tokens, plan=plan, up=self.uplink(request.round))
+        return Job(tokens=tokens, plan=plan, up=self.uplink(round_))
 
     def update(
         self, request: TrainRequest, job: Job, delta: Vector, *, loss: float | None, seconds: float
@@ -225,30 +240,9 @@ class SiteAgent:
             Under [privacy] nothing but the vector tells of the records: the weight is 1, and there
             is no loss and no time.
         """
-        site, layout = self.name, job.up.digest
-        if job.private is not None:
-            guard = self._guarded()
-            return Update(
-                site=site,
-                round=request.round,
-                layout=layout,
-                weight=1,
-                loss=None,
-                seconds=None,
-                ledger_entries=len(guard.ledger),
-                ledger_head=guard.ledger.head,
-                seeded=not guard.is_private,
-                delta=delta,
-            )
-        return Update(
-            site=site,
-            round=request.round,
-            layout=layout,
-            weight=1 if self.federation.strategy.weights == "equal" else len(job.tokens),
-            loss=loss,
-            seconds=seconds,
-            steps=job.plan.steps(len(job.tokens)),
-            delta=delta,
+        guard = self._guarded() if job.private is not None else None
+        return update_of(
+            self.name, self.federation, request, job, delta, guard=guard, loss=loss, seconds=seconds
         )
 
     def _guarded(self) -> "Guard":
@@ -277,21 +271,26 @@ class SiteAgent:
         )
 
     def _sums(self, request: EvaluateRequest) -> Sums:
-        tokens = self._tokens_of(request.split)
-        resident = self.resident()
-        resident.loaded.exchange.write(request.vector)
-        return evaluate(
-            resident.loaded,
-            resident.task,
-            tokens,
-            batch_size=self.federation.evaluation.batch_size,
-            training=self.federation.training,
+        tokens, resident = self._tokens_of(request.split), self.resident()
+        settings, size = self.federation.training, self.federation.evaluation.batch_size
+        loaded, task = resident.loaded, resident.task
+        self._keeping.write(resident, request)
+        sums = evaluate(loaded, task, tokens, batch_size=size, training=settings)
+        if self.federation.personal is None or request.split != "test":
+            return sums
+        self._keeping.write_personal(
+            resident, self._job_of(self.federation.federation.rounds), request
         )
+        own = evaluate(loaded, task, tokens, batch_size=size, training=settings)
+        return with_personal(sums, own)
 
     def resident(self) -> Resident:
         """Return this process's model of the federation; builds it at first use."""
         return resident_model(
-            self.federation, places=self.site.model, device=self.site.compute.device
+            self.federation,
+            places=self.site.model,
+            device=self.site.compute.device,
+            rank=rank_of(self.site, self.federation),
         )
 
     def splits(self) -> Splits:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intramural.client.policy import Violation, violations
+from intramural.client.rank import rank_violation
 from intramural.core.errors import ConfigError, ModelError
 from intramural.core.federation import FederationConfig
 from intramural.core.site import SiteConfig
@@ -15,6 +16,7 @@ from intramural.privacy.told import told
 
 if TYPE_CHECKING:  # accounting takes seconds to load: only a manifest with [privacy] waits
     from intramural.models.base import Base
+    from intramural.models.footprint import Footprint
     from intramural.privacy.charges import Charge
     from intramural.privacy.plan import PrivacyPlan
 
@@ -58,7 +60,9 @@ class Foresight:
     cost: Cost | None
     """None without [privacy], or without a plan."""
     vector_bytes: int | None
-    """About how many bytes travel one way; None: the base model is not on this disk."""
+    """About how many bytes come; None: the base model is not on this disk."""
+    up_bytes: int | None
+    """About how many leave in the largest update."""
 
 
 def foresee(
@@ -76,7 +80,9 @@ def foresee(
     Raises:
         LedgerError: The ledger is broken.
     """
-    vector_bytes, base = vector_bytes_of(site, federation), _base_of(site, federation)
+    base, need = _base_of(site, federation), _footprint(site, federation)
+    vector_bytes = None if need is None else need.vector_bytes
+    up_bytes = None if need is None else need.up_bytes
     asked = site.policy.models or federation.model.digest is not None
     digest = base.digest if base is not None and asked else None
     cost, problem = None, None
@@ -96,11 +102,13 @@ def foresee(
             federation,
             base_digest=digest,
             vector_bytes=vector_bytes,
+            up_bytes=up_bytes,
             now=now,
             epsilon=None if cost is None else cost.epsilon_run,
         ),
         _other_base(federation, digest),
         problem,
+        rank_violation(site, federation),
         _lifetime(cost),
         *_columns(site, federation),
     ]
@@ -108,6 +116,7 @@ def foresee(
         violations=tuple(violation for violation in found if violation is not None),
         cost=cost,
         vector_bytes=vector_bytes,
+        up_bytes=up_bytes,
     )
 
 
@@ -177,12 +186,17 @@ def _charges(plan: "PrivacyPlan", federation: FederationConfig) -> Sequence["Cha
 
 
 def vector_bytes_of(site: SiteConfig, federation: FederationConfig) -> int | None:
-    """Return about how many bytes travel one way; None: the base model is not on this disk."""
+    """Return about how many bytes come; None: the base model is not on this disk."""
+    found = _footprint(site, federation)
+    return None if found is None else found.vector_bytes
+
+
+def _footprint(site: SiteConfig, federation: FederationConfig) -> "Footprint | None":
     from intramural.models.footprint import footprint
 
     base = _base_of(site, federation)
     try:
-        return None if base is None else footprint(federation, base).vector_bytes
+        return None if base is None else footprint(federation, base)
     except ModelError:
         return None  # `client check` says why
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
+from intramural.client.rank import rank_of
 from intramural.core.errors import LedgerError, Refused
 from intramural.core.federation import FederationConfig
 from intramural.core.files import probe_disk
@@ -171,7 +172,12 @@ class Guard:
     def _settled(self, round_: int, *, run: str, purpose: Purpose = "train") -> Iterator[None]:
         """Charge before the body runs, and settle after it, however it ends."""
         site = self._site  # a model that cannot be clipped is refused here, and costs nothing
-        resident_model(self._federation, places=site.model, device=site.compute.device)
+        resident_model(
+            self._federation,
+            places=site.model,
+            device=site.compute.device,
+            rank=rank_of(site, self._federation),
+        )
         self.ledger.refresh()
         own = [c for c in self._own(run) if c.purpose == purpose]
         planned = self.plan.rounds if purpose == "train" else self._evaluations()

@@ -44,6 +44,7 @@ UNDER_PRIVACY = frozenset(
         "training.weight_decay",
         "training.momentum",
         "training.gradient_clip",
+        "training.proximal",
         # The claim holds against those who see one site's replies alone, so it rests on no number
         # of sites. Without [privacy], a quorum of one site shows the others its update.
         "sites.quorum",

@@ -36,6 +36,7 @@ class _Case:
     federation: FederationConfig
     base_digest: str | None
     vector_bytes: int | None
+    up_bytes: int | None
     now: datetime | None
     epsilon: float | None
 
@@ -46,6 +47,7 @@ def violations(
     *,
     base_digest: str | None = None,
     vector_bytes: int | None = None,
+    up_bytes: int | None = None,
     now: datetime | None = None,
     epsilon: float | None = None,
 ) -> tuple[Violation, ...]:
@@ -56,7 +58,8 @@ def violations(
         federation: The manifest.
         base_digest: Of the base model on the site's disk. Without it policy.models is held against
             the digest that the federation names, and refuses a federation that names none.
-        vector_bytes: Of the parameters that travel, one way; None leaves the byte limits out.
+        vector_bytes: Of the vector that comes; None leaves the byte limits out.
+        up_bytes: Of the largest update that leaves; None: as many as come.
         now: With a time zone; None leaves policy.hours out.
         epsilon: What one run costs at policy.delta_lifetime; None leaves policy.epsilon_run out,
             which the guard checks before anything is charged.
@@ -66,6 +69,7 @@ def violations(
         federation=federation,
         base_digest=base_digest,
         vector_bytes=vector_bytes,
+        up_bytes=up_bytes,
         now=now,
         epsilon=epsilon,
     )
@@ -79,6 +83,7 @@ def check_manifest(
     *,
     base_digest: str | None = None,
     vector_bytes: int | None = None,
+    up_bytes: int | None = None,
     now: datetime | None = None,
 ) -> None:
     """Compare a federation with the site's limits; arguments as `violations`.
@@ -88,7 +93,12 @@ def check_manifest(
             forbids it, and how many more do.
     """
     found = violations(
-        policy, federation, base_digest=base_digest, vector_bytes=vector_bytes, now=now
+        policy,
+        federation,
+        base_digest=base_digest,
+        vector_bytes=vector_bytes,
+        up_bytes=up_bytes,
+        now=now,
     )
     if found:
         more = f" ({len(found) - 1} more limits refuse it too)" if found[1:] else ""
@@ -109,12 +119,16 @@ def is_open(hours: tuple[str, ...], now: datetime) -> bool:
     return not hours or any(_holds(span, minute) for span in hours)
 
 
-def bytes_a_round(federation: FederationConfig, vector_bytes: int) -> int:
+def bytes_a_round(
+    federation: FederationConfig, vector_bytes: int, up_bytes: int | None = None
+) -> int:
     """Return the bytes of parameters in a round at one site, both ways together.
 
-    Training brings them and sends as many back; an evaluation brings them once more.
+    Training brings `vector_bytes` and sends `up_bytes` back, by default as many; an evaluation
+    brings them once more.
     """
-    return vector_bytes * (3 if federation.evaluations_every else 2)
+    up = vector_bytes if up_bytes is None else up_bytes
+    return vector_bytes * (2 if federation.evaluations_every else 1) + up
 
 
 def _holds(span: str, minute: int) -> bool:
@@ -291,7 +305,7 @@ def _round_bytes(case: _Case) -> Violation | None:
     most = case.policy.bytes_per_round_max
     if most is None or case.vector_bytes is None:
         return None
-    total = bytes_a_round(case.federation, case.vector_bytes)
+    total = bytes_a_round(case.federation, case.vector_bytes, case.up_bytes)
     if total <= most:
         return None
     return Violation(

@@ -9,6 +9,7 @@ from intramural.client.foresight import Foresight
 from intramural.client.harmless import Difference
 from intramural.client.policy import Violation, bytes_a_round
 from intramural.core.federation import FederationConfig
+from intramural.core.route import PERSONAL_B
 
 VALUE_CHARACTERS_MAX = 400
 
@@ -22,7 +23,7 @@ def manifest_words(federation: FederationConfig, foresight: Foresight) -> list[t
         ("name", _safe(federation.federation.name)),
         ("learns", _learns(federation)),
         ("from", _model(federation)),
-        ("leaves", _leaves(federation, foresight.vector_bytes)),
+        ("leaves", _leaves(federation, foresight)),
         ("evaluation", _evaluation(federation)),
         ("how often", _how_often(federation)),
         ("privacy", _privacy(federation, foresight)),
@@ -73,7 +74,7 @@ def _model(federation: FederationConfig) -> str:
     return f"base model {value_words(model.base)}, {digest}; texts cut at {model.max_length} tokens"
 
 
-def _leaves(federation: FederationConfig, vector_bytes: int | None) -> str:
+def _leaves(federation: FederationConfig, foresight: Foresight) -> str:
     exchange = federation.exchange
     named = exchange.trained_modules
     whole = "the head" if named is None else f"the whole of {value_words(named)}"
@@ -83,13 +84,22 @@ def _leaves(federation: FederationConfig, vector_bytes: int | None) -> str:
         "head": f"{whole}, and nothing of the encoder",
     }[exchange.kind]
     told = f"once a round, how training changed {what}"
-    if vector_bytes is not None:
-        total = bytes_a_round(federation, vector_bytes)
-        told += f": about {vector_bytes:,} bytes, {total:,} a round both ways"
+    if kept := _stays(federation):
+        told += f", without {kept}, which stays at the site"
+    comes, leaves = foresight.vector_bytes, foresight.up_bytes
+    if comes is not None and leaves is not None:
+        total = bytes_a_round(federation, comes, leaves)
+        told += f": about {leaves:,} bytes, {total:,} a round both ways"
     if federation.privacy is not None:
         return f"{told}; noised, with no loss, time or record count; the ledger's length and head"
     counts = federation.strategy.weights == "examples"
     return f"{told}; with the mean loss, the time" + (", the number of records" if counts else "")
+
+
+def _stays(federation: FederationConfig) -> str:
+    """Return which part of what is trained never leaves, or ''."""
+    factor = ["the adapter's B factors"] if federation.strategy.rule in PERSONAL_B else []
+    return " and ".join([*factor, *(value_words(end) for end in federation.exchange.personal)])
 
 
 def _evaluation(federation: FederationConfig) -> str:
@@ -102,7 +112,8 @@ def _evaluation(federation: FederationConfig) -> str:
     if federation.privacy is not None:
         return f"two noised counts, {when}; charged"
     confusion = ", who was taken for what" if federation.task.kind == "classification" else ""
-    return f"exact sums (records, loss{confusion}), {when}"
+    own = "; after the last those of the site's own model, too" if federation.personal else ""
+    return f"exact sums (records, loss{confusion}), {when}{own}"
 
 
 def _how_often(federation: FederationConfig) -> str:

@@ -43,10 +43,10 @@ def simulated_agent(
     """
     if not (folder / FACTS).is_file():
         file = folder / simulated_name(number, sites) / "site.toml"
-        return SiteAgent(change(load_site(file)), federation)
+        return SiteAgent(change(load_site(file)), federation, durable=False)
     source = PopulationSource(_population(folder), number, federation)
     site = change(population_site(folder, simulated_name(number, sites)))
-    return SiteAgent(site, federation, source=source)
+    return SiteAgent(site, federation, source=source, durable=False)
 
 
 def population_site(folder: Path, name: str) -> SiteConfig:

@@ -53,6 +53,9 @@ FIXED_POINT: Final = frozenset({"loss", "token_loss", "hit_shares"})
 NOISED_SUMS: Final = ("correct", "examples")
 """What a site sends under [privacy], if it sends metrics at all."""
 
+PERSONAL: Final = "personal_"
+"""First part of the names of what the site's own model did on the same records, with [personal]."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sums:
@@ -83,6 +86,17 @@ class Sums:
         )
 
     __hash__ = None  # type: ignore[assignment]  # arrays can change, so no hash may depend on them
+
+
+def with_personal(sums: Sums, own: Sums) -> Sums:
+    """Return the federation's model's sums with those of the site's own model beside them."""
+    return Sums(counts=sums.counts | {PERSONAL + name: c for name, c in own.counts.items()})
+
+
+def personal_of(sums: Sums) -> Sums | None:
+    """Return the sums of the site's own model, or None: they are not there."""
+    own = {n.removeprefix(PERSONAL): c for n, c in sums.counts.items() if n.startswith(PERSONAL)}
+    return Sums(counts=own) if own else None
 
 
 def fixed_point(losses: NDArray[np.float64]) -> int:

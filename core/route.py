@@ -108,6 +108,11 @@ def uplink(federation: FederationConfig, down: Layout, *, round: int) -> Layout:
     return Layout(kept) if len(kept) < len(down.entries) else down
 
 
+def up_bytes_max(federation: FederationConfig, down: Layout) -> int:
+    """Return the bytes of a site's largest update; what it trains turns with the rounds."""
+    return max(uplink(federation, down, round=round).nbytes for round in (1, 2))
+
+
 class Uplinks:
     """A federation's uplink layouts by round, each made once."""
 

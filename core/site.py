@@ -118,6 +118,8 @@ class SiteCompute(Section):
     results in their last bits only; absent: as many as pad little"""
     threads: Count | None = None
     """processor threads; absent: as PyTorch decides"""
+    rank: Count | None = None
+    """lora: rank this site trains, at least exchange.rank_min; absent: exchange.rank"""
 
 
 class SiteConfig(Section):

@@ -49,8 +49,10 @@ def unfit_reason(loaded: Loaded, task: Task, federation: FederationConfig) -> st
     if privacy is not None and privacy.engine != "bookkeeping":
         return f"privacy.engine = {privacy.engine!r} clips one client at a time"
     down = loaded.exchange.layout
-    if uplink(federation, down, round=1) is not down:
+    if not loaded.exchange.is_plain or uplink(federation, down, round=1) is not down:
         return f"strategy.rule = {federation.strategy.rule!r} trains other parts than it sends"
+    if federation.exchange.rank_min is not None:
+        return "exchange.rank_min lets clients train adapters of several ranks"
     if federation.training.proximal or federation.personal or federation.exchange.personal:
         return "training.proximal, exchange.personal and [personal] are for one client at a time"
     found = _fit(loaded, task, federation.training, length=federation.model.max_length)

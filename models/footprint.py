@@ -8,6 +8,8 @@ from typing import Any
 
 from intramural.core.errors import ModelError
 from intramural.core.federation import FederationConfig
+from intramural.core.layout import Layout
+from intramural.core.route import CONTROL_RULES, RESIDUAL, downlink, is_trained, up_bytes_max
 from intramural.models.base import Base
 
 NUMBER_BYTES = 4
@@ -21,6 +23,7 @@ PRIVATE_SHARE = 1.5
 MEMORY_FILE = Path("/proc/meminfo")
 
 Shapes = dict[str, tuple[int, ...]]
+Entry = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +33,26 @@ class Footprint:
     parameters: int
     """Numbers in the model."""
     trained: int
-    """Numbers that are trained, and travel."""
+    """Numbers that are trained; those of a smaller rank than exchange.rank are fewer."""
     weights_bytes: int
     gradients_bytes: int
     optimizer_bytes: int
     activations_bytes: int
     """What one forward pass keeps for its backward pass, at the longest length allowed."""
+    down: int | None = None
+    """Numbers that come: of what travels, and what goes with it; None: the trained ones."""
+    up: int | None = None
+    """Numbers of a site's largest update; None: as many as come."""
 
     @property
     def vector_bytes(self) -> int:
-        """Bytes of the parameters that travel, one way."""
-        return self.trained * NUMBER_BYTES
+        """Bytes of the vector that comes."""
+        return NUMBER_BYTES * (self.trained if self.down is None else self.down)
+
+    @property
+    def up_bytes(self) -> int:
+        """Bytes of a site's largest update."""
+        return self.vector_bytes if self.up is None else NUMBER_BYTES * self.up
 
     @property
     def device_bytes(self) -> int:
@@ -55,7 +67,7 @@ class Footprint:
     @property
     def host_bytes(self) -> int:
         """Bytes in main memory of the vectors that come, leave, and are compared."""
-        return 3 * self.vector_bytes
+        return 2 * self.vector_bytes + self.up_bytes
 
 
 def footprint(
@@ -80,21 +92,28 @@ def footprint(
     training, private = federation.training, federation.privacy
     parameters = sum(map(prod, shapes.values()))
     head = _head_size(federation, shapes, config)
-    trained = _trained(federation, shapes, head)
+    layout = _layout(federation, shapes, head)
+    trained, down = layout.size, downlink(federation, layout)
+    turns = [_moving(federation, layout, round) for round in (1, 2)]
+    added = sum(prod(shape) for name, shape in down.entries if name.startswith(RESIDUAL))
     moments = {"adamw": 2, "sgd": 1 if training.momentum else 0}[training.optimizer]
     rows = min(micro_batch or training.batch_size, training.batch_size)
     activations = _activations(federation, config, rows)
     if private is not None:
         activations = round(activations * PRIVATE_SHARE)
         if private.engine == "opacus":
-            activations += rows * trained * NUMBER_BYTES
+            activations += rows * max(turns) * NUMBER_BYTES
+    adapter = sum(size for _, size in _factors(federation, shapes))
+    added += max(turns) * _copies(federation)
     return Footprint(
         parameters=parameters + head,
         trained=trained,
-        weights_bytes=(parameters + head + _adapter(federation, shapes)) * NUMBER_BYTES,
-        gradients_bytes=trained * NUMBER_BYTES,
-        optimizer_bytes=trained * moments * NUMBER_BYTES,
+        weights_bytes=(parameters + head + adapter + added) * NUMBER_BYTES,
+        gradients_bytes=max(turns) * NUMBER_BYTES,
+        optimizer_bytes=max(turns) * moments * NUMBER_BYTES,
         activations_bytes=activations,
+        down=down.size,
+        up=up_bytes_max(federation, down) // NUMBER_BYTES,
     )
 
 
@@ -170,34 +189,61 @@ def _head_size(federation: FederationConfig, shapes: Shapes, config: dict[str, A
     return (_hidden(config) + 1) * labels
 
 
-def _trained(federation: FederationConfig, shapes: Shapes, head: int) -> int:
-    exchange = federation.exchange
-    if exchange.kind == "full":
-        return sum(map(prod, shapes.values())) + head
-    return _adapter(federation, shapes) + _whole(federation, shapes, head)
+def _layout(federation: FederationConfig, shapes: Shapes, head: int) -> Layout:
+    """Return what is trained, by names close enough to the built model's to be told apart."""
+    if federation.exchange.kind == "full":
+        entries = [(name, shape) for name, shape in shapes.items()]
+        return Layout((*entries, *_head(federation, shapes, head)))
+    factors = [entry for entry, _ in _factors(federation, shapes)]
+    return Layout((*factors, *_whole(federation, shapes, head)))
 
 
-def _adapter(federation: FederationConfig, shapes: Shapes) -> int:
-    """Return the size of the two factors at each target; 0 without an adapter."""
-    exchange = federation.exchange
+def _moving(federation: FederationConfig, layout: Layout, round: int) -> int:
+    """Return how many numbers a round trains."""
+    return sum(prod(s) for n, s in layout.entries if is_trained(federation, n, round=round))
+
+
+def _copies(federation: FederationConfig) -> int:
+    """Return how many more copies of what is trained a step reads: anchors and corrections."""
+    ditto = federation.personal is not None and federation.personal.kind == "ditto"
+    is_pulled = federation.training.proximal > 0 or ditto
+    return is_pulled + (federation.strategy.rule in CONTROL_RULES)
+
+
+def _factors(federation: FederationConfig, shapes: Shapes) -> list[tuple[Entry, int]]:
+    """Return the two factors at each target, with their sizes; none without an adapter."""
+    exchange, found = federation.exchange, list[tuple[Entry, int]]()
     if exchange.kind != "lora":
-        return 0
+        return []
     ends = tuple(f".{end}.weight" for end in exchange.target_modules)
-    return sum(
-        exchange.rank * sum(shape)
-        for name, shape in shapes.items()
-        if len(shape) == 2 and f".{name}".endswith(ends)
-    )
+    for name, shape in shapes.items():
+        if len(shape) == 2 and f".{name}".endswith(ends):
+            module = name.removesuffix(".weight")
+            outputs, inputs = shape
+            for factor, sides in (
+                ("A", (exchange.rank, inputs)),
+                ("B", (outputs, exchange.rank)),
+            ):
+                found.append(((f"{module}.lora_{factor}.default.weight", sides), prod(sides)))
+    return found
 
 
-def _whole(federation: FederationConfig, shapes: Shapes, head: int) -> int:
-    """Return the size of what is trained whole beside an adapter, or alone."""
+def _whole(federation: FederationConfig, shapes: Shapes, head: int) -> list[Entry]:
+    """Return what is trained whole beside an adapter, or alone."""
     ends = federation.exchange.trained_modules
     if ends is None:
-        return head
+        return _head(federation, shapes, head)
     inside = [n for n in shapes if any(f".{end}." in f".{n}" for end in ends)]
     held = any(not any(f".{end}." in f".{n}" for n in shapes) for end in ends)
-    return sum(prod(shapes[name]) for name in inside) + (head if held else 0)
+    return [(n, shapes[n]) for n in inside] + (_head(federation, shapes, head) if held else [])
+
+
+def _head(federation: FederationConfig, shapes: Shapes, head: int) -> list[Entry]:
+    """Return the head that the base lacks, under the name that the federation has for it."""
+    exchange = federation.exchange
+    named = (*exchange.personal, *(exchange.trained_modules or ()))
+    new = [end for end in named if not any(f".{end}." in f".{n}" for n in shapes)]
+    return [(f"{(new or ['head'])[0]}.weight", (head,))] if head else []
 
 
 def _activations(federation: FederationConfig, config: dict[str, Any], rows: int) -> int:

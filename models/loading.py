@@ -12,10 +12,14 @@ from torch import nn
 
 from intramural.core.errors import ModelError
 from intramural.core.federation import FederationConfig
+from intramural.core.layout import Layout
+from intramural.core.route import RESIDUAL, downlink, factor_of
 from intramural.core.seeds import derive_seed
 from intramural.models.base import Base, quiet_transformers
 from intramural.models.exchange import Exchange
 from intramural.models.head import train_head_alone
+from intramural.models.personal_check import check_personal
+from intramural.models.residual import FrozenWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +50,23 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_model(federation: FederationConfig, base: Base, *, device: str = "auto") -> Loaded:
+def load_model(
+    federation: FederationConfig, base: Base, *, device: str = "auto", rank: int | None = None
+) -> Loaded:
     """Build the model. Parameters that the base lacks (a head) are drawn from the seed.
 
+    Args:
+        federation: Says what to build.
+        base: The base model on this disk.
+        device: As `compute.device`.
+        rank: Of the adapter here; None: exchange.rank, which the layout always has.
+
     Raises:
-        ModelError: The base's digest is another, an adapter target matches nothing, or the model
-            holds layers that couple the records of a batch.
+        ConfigError: As `check_personal`.
+        ModelError: The base's digest is another, an adapter target matches nothing, the model
+            holds layers that couple the records of a batch, or the rule cannot add to its weights.
     """
+    check_personal(federation)
     if federation.model.digest not in (None, base.digest):
         raise ModelError(
             f"model {base.name!r} has digest {base.digest}, the federation wants "
@@ -68,15 +82,35 @@ def load_model(federation: FederationConfig, base: Base, *, device: str = "auto"
             raise ModelError(f"model {base.name!r} has batch normalisation; use another base")
         with _old_names():
             if federation.exchange.kind == "lora":
-                model = _add_adapter(model, federation, invented)
+                model = _add_adapter(model, federation, invented, rank=rank)
             elif federation.exchange.kind == "head":
                 train_head_alone(model, _trained_whole(model, federation, invented))
             if federation.training.gradient_checkpointing:
                 model.gradient_checkpointing_enable()
                 model.enable_input_require_grads()  # else a frozen embedding cuts the graph
     model.to(place)
+    exchange = _exchange(model, federation)
+    return Loaded(model=model, tokenizer=tokenizer, exchange=exchange, device=place)
+
+
+def _exchange(model: Any, federation: FederationConfig) -> Exchange:
+    """Return what is trained, with the layout of the coordinator's vector."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return Loaded(model=model, tokenizer=tokenizer, exchange=Exchange(trained), device=place)
+    rank = federation.exchange.rank
+    shapes: list[tuple[str, tuple[int, ...]]] = []
+    for name, parameter in trained.items():
+        rows, *rest = parameter.shape
+        match factor_of(name):
+            case "A":
+                shapes.append((name, (rank, *rest)))
+            case "B":
+                shapes.append((name, (rows, rank)))
+            case _:
+                shapes.append((name, (rows, *rest)))
+    layout = downlink(federation, Layout(tuple(shapes)))
+    layers = [n.removeprefix(RESIDUAL) for n, _ in layout.entries if n.startswith(RESIDUAL)]
+    frozen = FrozenWeights(model, layers) if layers else None
+    return Exchange(trained, layout=layout, frozen=frozen)
 
 
 @contextmanager
@@ -126,8 +160,13 @@ def _reset_pooler(model: Any, base: Base) -> None:
         dense.bias.zero_()
 
 
-def _add_adapter(model: Any, federation: FederationConfig, invented: list[str]) -> Any:
-    """Freeze the base and add LoRA; what the base lacks is trained whole, so that it travels."""
+def _add_adapter(
+    model: Any, federation: FederationConfig, invented: list[str], *, rank: int | None
+) -> Any:
+    """Freeze the base and add LoRA; what the base lacks is trained whole, so that it travels.
+
+    Whatever the rank here, the product of the factors counts alpha / exchange.rank.
+    """
     from peft import LoraConfig, TaskType, get_peft_model
 
     exchange = federation.exchange
@@ -136,8 +175,8 @@ def _add_adapter(model: Any, federation: FederationConfig, invented: list[str]) 
     kinds = {"classification": TaskType.SEQ_CLS, "generation": TaskType.CAUSAL_LM}
     settings = LoraConfig(
         task_type=kinds[federation.task.kind],
-        r=exchange.rank,
-        lora_alpha=exchange.alpha,
+        r=rank or exchange.rank,
+        lora_alpha=exchange.alpha * (rank or exchange.rank) / exchange.rank,
         lora_dropout=exchange.dropout,
         target_modules=list(exchange.target_modules),
         modules_to_save=list(whole) or None,

@@ -5,12 +5,20 @@ from dataclasses import dataclass
 
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from intramural.models.corrections import Corrections
 from intramural.models.loading import Loaded
 from intramural.models.schedule import learning_rate
 from intramural.models.steps import make_optimizer
 from intramural.models.tasks import Task, Tokens
-from intramural.models.training import RoundPlan, dropout_from, precision, to_device
+from intramural.models.training import (
+    RoundPlan,
+    dropout_from,
+    precision,
+    to_device,
+    trained_alone,
+)
 from intramural.privacy.bookkeeping import BookkeepingEngine
 from intramural.privacy.engine import Engine
 from intramural.privacy.moved import MovedCheck
@@ -58,7 +66,8 @@ def train_privately(
 
     Each step draws every unit on its own with the plan's sample rate, clips each drawn unit's
     summed gradient, adds noise once, and divides by the public batch size. A draw of nobody is a
-    step of noise. What the optimizer does then is post-processing.
+    step of noise. What the optimizer does then is post-processing. A LoRA factor that the round
+    does not train has no part in the norm that is clipped, and no noise.
 
     Guarantees:
         As the plan's events: so many steps of the Poisson-subsampled Gaussian mechanism, under the
@@ -70,15 +79,28 @@ def train_privately(
             for; `rehearse` finds that out before either.
         TrainingError: A trainable tensor did not move in the round's first step.
     """
-    settings, privacy = plan.training, private.plan
-    optimizer = make_optimizer(list(loaded.exchange.parameters.values()), settings)
+    with trained_alone(loaded, plan.factor) as trained:
+        _train(loaded, task, tokens, plan, private, trained)
+
+
+def _train(
+    loaded: Loaded,
+    task: Task,
+    tokens: Tokens,
+    plan: RoundPlan,
+    private: PrivateRound,
+    trained: dict[str, nn.Parameter],
+) -> None:
+    settings, privacy, parameters = plan.training, private.plan, list(trained.values())
+    optimizer = make_optimizer(parameters, settings)
     optimizer.zero_grad(set_to_none=True)  # a round that failed may have left another's gradient
     sampler = PoissonSampler(len(private.units), privacy.sample_rate, private.random)
     rows_max = plan.micro_batch or (None if task.padded else UNPADDED_ROWS_MAX)
     loaded.model.train()
     drawing = dropout_from(private.dropout_seed, loaded.device)
+    correct = Corrections(trained, pull=settings.proximal)
     with drawing, _engine(loaded, optimizer, private) as engine:
-        moved = MovedCheck(loaded.exchange.parameters)
+        moved = MovedCheck(trained)
         for step in range(privacy.steps):
             progress = (plan.round - 1 + step / privacy.steps) / plan.rounds
             rate = learning_rate(settings, progress)
@@ -93,9 +115,8 @@ def train_privately(
                 engine.fold(losses)
             engine.release()
             if settings.gradient_clip is not None:  # of noised gradients: post-processing
-                torch.nn.utils.clip_grad_norm_(
-                    list(loaded.exchange.parameters.values()), settings.gradient_clip
-                )
+                torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
+            correct()  # of numbers that have their noise: post-processing too
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if step == 0:

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+from torch import nn
 
 from intramural.core.errors import ModelError
 from intramural.core.federation import FederationConfig
+from intramural.core.route import trained_factor
 from intramural.models.loading import Loaded
 from intramural.models.padding import SENTENCE
 from intramural.models.private_training import ENGINES
-from intramural.models.tasks import Task
-from intramural.models.training import precision, to_device
+from intramural.models.tasks import Task, Tokens
+from intramural.models.training import precision, to_device, trained_alone
 from intramural.privacy.random import SecureRandom
 
 SHORTER: Final = "Other specified disorders of bone"
@@ -33,8 +35,9 @@ class _Example:
 def rehearse(loaded: Loaded, task: Task, federation: FederationConfig) -> None:
     """Refuse a model that the federation's engine cannot clip, by name; no record is read.
 
-    One forward pass and what the engine's first pass takes backward, of two sentences. Gradients,
-    modes and the random state are left as they are; nothing is noised, and nothing steps.
+    One forward pass and what the engine's first pass takes backward, of two sentences; one for each
+    LoRA factor, where rounds train one of them. Gradients, modes and the random state are left as
+    they are; nothing is noised, and nothing steps.
 
     Raises:
         Unclippable: A trainable parameter, a layer or the losses have no exact gradient a unit.
@@ -44,16 +47,30 @@ def rehearse(loaded: Loaded, task: Task, federation: FederationConfig) -> None:
     labels = federation.task.labels or (SHORTER,)  # to generate one, where there are no classes
     ends = zip((SENTENCE, SHORTER), (labels[0], labels[-1]), strict=True)
     tokens = task.tokenise([_Example(text=text, target=target) for text, target in ends])
+    rule = federation.strategy.rule
+    for factor in dict.fromkeys(trained_factor(rule, round) for round in (1, 2)):
+        with _as_found(loaded), trained_alone(loaded, factor) as trained:
+            _pass(loaded, task, federation, tokens, list(trained.values()))
+
+
+def _pass(
+    loaded: Loaded,
+    task: Task,
+    federation: FederationConfig,
+    tokens: Tokens,
+    trained: list[nn.Parameter],
+) -> None:
+    assert federation.privacy is not None
     rows = range(len(tokens))
     engine = ENGINES[federation.privacy.engine](
         loaded.model,
-        torch.optim.SGD(loaded.exchange.parameters.values(), lr=1.0),
+        torch.optim.SGD(trained, lr=1.0),
         clip_norm=1.0,
         noise_multiplier=0.0,
         divisor=1.0,
         noise=SecureRandom.secret(),
     )
-    with _as_found(loaded), engine:
+    with engine:
         try:
             engine.open(rows)
             with precision(federation.training, loaded.device):

@@ -25,7 +25,8 @@ class Resident:
     task: Task
 
 
-_resident: dict[str, Resident] = {}
+_resident: dict[tuple[str, int | None], Resident] = {}
+"""By what the model is made of, and its adapter's rank."""
 _asked: dict[tuple[object, ...], Resident] = {}
 """The same model by what was asked: a site asks several times a message."""
 _features: dict[str, dict[bytes, Tensor]] = {}
@@ -33,22 +34,29 @@ _features: dict[str, dict[bytes, Tensor]] = {}
 
 
 def resident_model(
-    federation: FederationConfig, *, places: dict[str, str], device: str, fresh: bool = False
+    federation: FederationConfig,
+    *,
+    places: dict[str, str],
+    device: str,
+    rank: int | None = None,
+    fresh: bool = False,
 ) -> Resident:
-    """Return the federation's model, building it at first use. One is kept at a time.
+    """Return the federation's model, building it at first use. One federation's are kept at a time.
 
     Args:
         federation: Says which model.
         places: Folders of base models by name.
         device: As `compute.device`.
+        rank: Of the adapter; None: the federation's. Sites of a simulation may differ in it, and
+            there is a model for each.
         fresh: Build it anew, for its initial parameters: who used it last left others in it.
 
     Raises:
-        ModelError: As `resolve_base` and `load_model`.
+        ConfigError, ModelError: As `resolve_base` and `load_model`.
         Unclippable: Under [privacy], padding changes what the model says of a record, or the
             federation's engine cannot clip the model.
     """
-    asked = (federation.digest, *sorted(places.items()), device)
+    asked = (federation.digest, *sorted(places.items()), device, rank)
     if asked in _asked and not fresh:
         return _asked[asked]
     base = resolve_base(federation.model.base, places=places)
@@ -56,11 +64,14 @@ def resident_model(
     needs = [content[name] for name in ("model", "task", "exchange", "training")]
     seed, privacy = federation.federation.seed, federation.privacy
     engine = privacy.engine if privacy is not None else None
-    key = digest_json([*needs, seed, engine, str(base.folder), device])
+    rule = federation.strategy.rule  # says what travels
+    key = digest_json([*needs, rule, seed, engine, str(base.folder), device]), rank
     if fresh or key not in _resident:
-        _resident.clear()  # the old model's memory is needed for the new one
+        # another model's memory is needed for the new one
+        for old in [other for other in _resident if other[0] != key[0] or other == key]:
+            del _resident[old]
         _asked.clear()
-        loaded = load_model(federation, base, device=device)
+        loaded = load_model(federation, base, device=device, rank=rank)
         task = make_task(federation, loaded, base=base)
         if privacy is not None:
             from intramural.models.rehearsal import rehearse  # here: Opacus takes seconds to load
@@ -95,6 +106,27 @@ def make_task(federation: FederationConfig, loaded: Loaded, *, base: Base) -> Ta
 
 
 def save_model(resident: Resident, folder: Path) -> None:
-    """Write the model as transformers or PEFT alone can load it: safetensors, tokenizer."""
-    resident.loaded.model.save_pretrained(folder)
-    resident.loaded.tokenizer.save_pretrained(folder)
+    """Write the model as transformers or PEFT alone can load it: safetensors, tokenizer.
+
+    Where the rule moved weights of the base model, the whole model is written, adapter and all in
+    one; the resident model is used up by that, and forgotten. The folder's README.md says so.
+    """
+    loaded, notes = resident.loaded, []
+    model = loaded.model
+    if loaded.exchange.is_base_moved:
+        forget_models()
+        model = model.merge_and_unload()
+        notes.append(
+            "This is a whole model, to be loaded by transformers alone: training changed frozen "
+            "weights of the base model too, and the adapter was merged into them."
+        )
+    if own := loaded.exchange.own_layout.entries:
+        notes.append(
+            f"{len(own)} parameters stay at each site and have their initial values here, such as "
+            f"`{own[0][0]}`: this is what a site starts from, and not what its own model says."
+        )
+    model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    if notes:
+        with open(folder / "README.md", "a", encoding="utf-8") as readme:  # PEFT wrote its card
+            readme.write("\n".join(f"\n{note}\n" for note in notes))

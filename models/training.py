@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from intramural.core.errors import TrainingError
 from intramural.core.federation import FederationConfig, Training
 from intramural.core.metrics import Sums, add_sums
+from intramural.core.route import Factor, factor_of, trained_factor
 from intramural.core.seeds import derive_seed, generator
+from intramural.models.corrections import Corrections, Named
 from intramural.models.loading import Loaded
 from intramural.models.schedule import learning_rate
 from intramural.models.steps import make_step
@@ -41,6 +43,8 @@ class RoundPlan:
     micro_batch: int | None = None
     """Examples a forward pass; None: any number. A memory knob: the parts' gradients add
     up to the batch's, so without dropout results differ in their last bits only."""
+    factor: Factor | None = None
+    """The one LoRA factor that is trained in this round; None: both."""
 
     @classmethod
     def of(
@@ -54,6 +58,7 @@ class RoundPlan:
             seed=federation.federation.seed,
             site=site,
             micro_batch=micro_batch,
+            factor=trained_factor(federation.strategy.rule, round),
         )
 
     def steps(self, examples: int) -> int:
@@ -75,26 +80,45 @@ class RoundPlan:
             queue = queue[size:]
 
 
-def train_round(loaded: Loaded, task: Task, tokens: Tokens, plan: RoundPlan) -> float:
+def train_round(
+    loaded: Loaded,
+    task: Task,
+    tokens: Tokens,
+    plan: RoundPlan,
+    *,
+    anchor: Named | None = None,
+    shift: Named | None = None,
+) -> float:
     """Train the model in place for one round and return the mean of the steps' losses.
 
     The optimizer starts afresh each round; the learning rate goes on over the whole federation.
+
+    Args:
+        loaded: The model, with its parameters as the round begins.
+        task: What is learnt.
+        tokens: The site's training records.
+        plan: The round.
+        anchor: Where training.proximal pulls to; None: where the round begins.
+        shift: What each step's gradient gains, as SCAFFOLD has it; None: nothing.
 
     Raises:
         TrainingError: A loss was not finite; the parameters are then worthless.
     """
     model, settings = loaded.model, plan.training
-    parameters = list(loaded.exchange.parameters.values())
-    optimizer_step = make_step(parameters, settings)
     steps = plan.steps(len(tokens))
     losses: list[Tensor] = []
     model.train()  # always: a PEFT model says it trains while its base still does not
-    with dropout_from(derive_seed(plan.seed, "dropout", plan.round, plan.site), loaded.device):
+    drawing = dropout_from(derive_seed(plan.seed, "dropout", plan.round, plan.site), loaded.device)
+    with drawing, trained_alone(loaded, plan.factor) as trained:
+        parameters = list(trained.values())
+        optimizer_step = make_step(parameters, settings)
+        correct = Corrections(trained, pull=settings.proximal, anchor=anchor, shift=shift)
         for step, batch in enumerate(plan.batches(len(tokens))):
             progress = (plan.round - 1 + step / steps) / plan.rounds
             losses.append(_accumulate(loaded, task, tokens, batch, plan))
             if settings.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
+            correct()
             optimizer_step(learning_rate(settings, progress))
     values = torch.stack(losses).tolist()
     for step, value in enumerate(values, start=1):
@@ -104,6 +128,25 @@ def train_round(loaded: Loaded, task: Task, tokens: Tokens, plan: RoundPlan) -> 
                 "lower training.learning_rate or set training.gradient_clip"
             )
     return fsum(values) / len(values)
+
+
+@contextmanager
+def trained_alone(loaded: Loaded, factor: Factor | None) -> Iterator[dict[str, nn.Parameter]]:
+    """Yield what a round trains; the other LoRA factor is frozen within, and as before after.
+
+    A frozen parameter has no gradient, so none that could be clipped, noised, decayed or stepped.
+    """
+    own = loaded.exchange.parameters
+    trained = {n: p for n, p in own.items() if factor is None or factor_of(n) in (None, factor)}
+    frozen = [p for n, p in own.items() if n not in trained and p.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+            parameter.grad = None  # a round that failed may have left one
+        yield trained
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
 def _accumulate(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from intramural.core.errors import EgressRefused
 from intramural.core.layout import Layout
 from intramural.core.messages import Evaluated, Refusal, Reply, Update, Welcome
-from intramural.core.metrics import NOISED_SUMS
+from intramural.core.metrics import NOISED_SUMS, PERSONAL
 
 SUMS = {
     "classification": frozenset({"confusion", "loss", "examples"}),
@@ -26,6 +26,8 @@ class EgressPolicy:
     payload_bytes_max: int
     private: bool = False
     """Under a privacy claim the noised vector leaves, and nothing else about the records."""
+    personal: bool = False
+    """With [personal] the test of the site's own model leaves beside that of the federation's."""
 
     def check(self, reply: Reply) -> Reply:
         """Return the reply if it may leave.
@@ -48,7 +50,7 @@ class EgressPolicy:
                         remedy="Set privacy.metrics_noise, or evaluate on public records.",
                     )
             case Evaluated():
-                if unknown := set(reply.sums.counts) - SUMS[self.task]:
+                if unknown := set(reply.sums.counts) - self._sums(reply):
                     raise EgressRefused(
                         item=f"sums {sorted(unknown)}",
                         rule=f"{self.task} lets out {sorted(SUMS[self.task])} only",
@@ -57,6 +59,13 @@ class EgressPolicy:
             case Welcome() | Refusal():
                 pass
         return reply
+
+    def _sums(self, reply: Evaluated) -> frozenset[str]:
+        """Return the names of the sums that may leave."""
+        names = SUMS[self.task]
+        if self.personal and reply.split == "test":
+            names |= {PERSONAL + name for name in names}
+        return names
 
     def _check_update(self, update: Update) -> None:
         layout = self.layout

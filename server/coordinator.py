@@ -284,6 +284,7 @@ class Coordinator:
         assert self._fold is not None
         charge(self.setting.journal, self.setting.federation, round_=self._fold.round)
         self.vector, self.memory = self.setting.rule.finish(self._fold)
+        self._tally.measures = self._fold.measures
         self._fold = None
 
     def _ask_evaluation(self, effect: machine.Evaluate) -> None:

@@ -7,6 +7,7 @@ from intramural.core.federation import FederationConfig
 from intramural.core.metrics import Sums, add_sums, bootstrap_intervals, metrics_of
 from intramural.core.seeds import generator
 from intramural.server.export import Beginning
+from intramural.server.report_personal import personal_sums
 from intramural.server.setting import Outcome
 
 REPORT_VERSION = 1
@@ -71,6 +72,7 @@ def run_report(
             "baseline": None,
             "local": {},
             "own_test": own,
+            **({} if federation.personal is None else {"personal": _personal(federation, test)}),
         },
         "samples": [],
         "bytes_up": sum(r["bytes_up"] for r in history),
@@ -82,6 +84,10 @@ def run_report(
         "notes": [],
         "versions": {name: version(name) for name in PACKAGES},
     }
+
+
+def _personal(federation: FederationConfig, test: dict[str, Sums]) -> dict[str, Any]:
+    return {site: result_of(federation, sums) for site, sums in personal_sums(test).items()}
 
 
 def _privacy_plan(

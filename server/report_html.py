@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from intramural.server import plots
+from intramural.server.report_personal import personal_line
 from intramural.server.report_privacy import privacy_line, privacy_table
 from intramural.server.report_words import (
     ABSENT,
@@ -60,6 +61,7 @@ def render_html(report: Report) -> str:
         task=str(report.get("task") or ""),
         headline=_typeset(headline(report)),
         joining=_typeset(joining(report)),
+        personal=_typeset(personal_line(report)),
         scenario=_typeset(scenario_line(report)),
         privacy_line=privacy_line(report),
         privacy=privacy_table(report),
@@ -78,6 +80,7 @@ def render_html(report: Report) -> str:
         mixed=any(site.get("labels") for site in report.get("sites") or []),
         rounds=_rounds(report),
         round_measures=_round_measures(report),
+        has_errors=any(row["error"] for row in _rounds(report)),
         figures={name: Markup(draw(report)) for name, draw in FIGURES.items()},
         samples=report.get("samples") or [],
         facts=_facts(report),
@@ -222,6 +225,7 @@ def _rounds(report: Report) -> list[dict[str, Any]]:
                 "without": f"without {without}" if missing else "",
                 "loss": number_text(entry.get("train_loss")),
                 "metrics": [number_text(score(entry.get("metrics"), m)) for m in measures],
+                "error": error_text(entry.get("aggregation_error")),
                 "up": bytes_text(entry.get("bytes_up")),
                 "down": bytes_text(entry.get("bytes_down")),
                 "seconds": seconds_text(entry.get("seconds")),
@@ -229,6 +233,11 @@ def _rounds(report: Report) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def error_text(error: float | None) -> str:
+    """Write an aggregation error; '' where none was measured."""
+    return "" if error is None else f"{error:.1e}"
 
 
 def _glance(report: Report) -> list[tuple[str, str]]:

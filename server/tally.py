@@ -3,7 +3,7 @@
 from typing import Any
 
 from intramural.core.messages import Evaluated, Update
-from intramural.core.metrics import Sums, TaskKind, add_sums, metrics_of
+from intramural.core.metrics import Sums, TaskKind, add_sums, metrics_of, personal_of
 
 
 class Tally:
@@ -18,6 +18,8 @@ class Tally:
         """By site: of the evaluation under way, or closed last."""
         self.refusals: dict[str, int] = {}
         """How often each reason came, over all of the round's attempts."""
+        self.measures: dict[str, float] = {}
+        """What the rule had to tell of the round."""
 
     def trained(self, update: Update) -> None:
         """Note an update that counts."""
@@ -30,6 +32,8 @@ class Tally:
             AggregationError: They make no metrics, alone or with the others'; nothing is added.
         """
         metrics_of(self._kind, reply.sums)
+        if (own := personal_of(reply.sums)) is not None:
+            metrics_of(self._kind, own)
         metrics_of(self._kind, add_sums([reply.sums, *self.sums.values()]))  # may overflow
         self.sums[reply.site] = reply.sums
 
@@ -54,4 +58,5 @@ class Tally:
             "metrics": self.metrics(),
             "train_loss": self.train_loss(),
             "refusals": dict(sorted(self.refusals.items())),
+            **self.measures,
         }

@@ -2,7 +2,7 @@
 
 from intramural.core.federation import FederationConfig
 from intramural.core.messages import Evaluated, Refusal, Update
-from intramural.core.metrics import NOISED_SUMS, SUMS_OF, Sums
+from intramural.core.metrics import NOISED_SUMS, PERSONAL, SUMS_OF, Sums, personal_of
 from intramural.server.machine import Phase
 from intramural.server.post import Arrival
 
@@ -19,7 +19,7 @@ def unusable(arrival: Arrival, federation: FederationConfig, *, layout: str) -> 
             fits = reply.layout == layout and reply.weight >= 1
         case Evaluated() if phase != Phase.TRAIN:
             fits = reply.split == ("test" if phase == Phase.TEST else "validation")
-            fits = fits and _sums_fit(reply.sums, federation)
+            fits = fits and _sums_fit(reply.sums, federation, test=phase == Phase.TEST)
         case _:
             return "wrong-kind"
     if reply.site != arrival.site:
@@ -29,9 +29,17 @@ def unusable(arrival: Arrival, federation: FederationConfig, *, layout: str) -> 
     return None if fits else "wrong-content"
 
 
-def _sums_fit(sums: Sums, federation: FederationConfig) -> bool:
-    """Return whether sums are the task's; else the first site would decide their shapes."""
-    task, private = federation.task, federation.privacy is not None
-    cells = sums.counts.get("confusion")
-    fits = cells is None or cells.size == len(task.labels) ** 2
-    return fits and set(sums.counts) == set(NOISED_SUMS if private else SUMS_OF[task.kind])
+def _sums_fit(sums: Sums, federation: FederationConfig, *, test: bool) -> bool:
+    """Return whether sums are the task's; else the first site would decide their shapes.
+
+    With [personal] a test has those of the site's own model, too, and nothing else has.
+    """
+    task, private, own = federation.task, federation.privacy is not None, personal_of(sums)
+    if (own is not None) != (test and federation.personal is not None):
+        return False
+    named = {name for name in sums.counts if not name.startswith(PERSONAL)}
+    parts = [Sums(counts={name: sums.counts[name] for name in named}), *([own] if own else [])]
+    wanted = set(NOISED_SUMS if private else SUMS_OF[task.kind])
+    cells = [part.counts["confusion"] for part in parts if "confusion" in part.counts]
+    fits = all(cell.size == len(task.labels) ** 2 for cell in cells)
+    return fits and all(set(part.counts) == wanted for part in parts)

@@ -84,6 +84,13 @@ def simulate_command(
         Path | None,
         typer.Option(help="Folder of the sites' privacy ledgers: runs that share it add up."),
     ] = None,
+    ranks: Annotated[
+        str | None,
+        typer.Option(
+            help="Ranks of the sites' adapters, dealt in turn, such as 4,8,16; each from "
+            "exchange.rank_min to exchange.rank."
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -127,7 +134,13 @@ def simulate_command(
     console = Console(stderr=as_json)
     if sweep is not None:
         _refuse_with_sweep(
-            engine, plan=plan, scenario=scenario, ledgers=ledgers, trace=trace, hardware=hardware
+            engine,
+            plan=plan,
+            scenario=scenario,
+            ledgers=ledgers,
+            ranks=ranks,
+            trace=trace,
+            hardware=hardware,
         )
         _sweep(
             console,
@@ -160,6 +173,7 @@ def simulate_command(
             partition=partition,
             folder=out,
             ledgers=ledgers,
+            ranks=_ranks(ranks),
         ),
         engine=_engine(engine),
         resume=resume,
@@ -192,6 +206,13 @@ def _run(simulation: "Simulation", console: Console, *, as_json: bool) -> None:
 def _parsed(partition: str) -> str:
     parse_spec(partition)  # refuses what it cannot read, before anything is written
     return partition
+
+
+def _ranks(text: str | None) -> tuple[int, ...]:
+    numbers = [] if text is None else text.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise ConfigError(f"--ranks: {text!r} is no list of whole numbers such as 4,8,16")
+    return tuple(int(number) for number in numbers)
 
 
 def _beside(federation: Path, base: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ import numpy as np
 from intramural.client.agent import SiteAgent
 from intramural.core.errors import TrainingError
 from intramural.core.federation import FederationConfig
+from intramural.core.federation_rounds import Strategy
 from intramural.core.files import write_json
 from intramural.core.layout import Vector
 from intramural.core.messages import (
@@ -62,6 +63,17 @@ def open_form(federation: FederationConfig) -> FederationConfig:
     return federation.model_copy(update={"privacy": None})
 
 
+def plain_form(federation: FederationConfig) -> FederationConfig:
+    """Return the federation as its comparisons train it: one model, trained whole, by plain steps.
+
+    What the rule has the sites train in turn, keep at home, or be pulled to, is about sharing.
+    """
+    exchange = federation.exchange.model_copy(update={"personal": (), "rank_min": None})
+    training = federation.training.model_copy(update={"proximal": 0.0})
+    changed = {"exchange": exchange, "training": training, "strategy": Strategy(), "personal": None}
+    return open_form(federation).model_copy(update=changed)
+
+
 def open_site(site: SiteConfig) -> SiteConfig:
     """Return a site whose demand for privacy is set aside, for the simulator's own measurements."""
     policy = site.policy.model_copy(update={"require_privacy": False})
@@ -70,13 +82,19 @@ def open_site(site: SiteConfig) -> SiteConfig:
 
 def open_agent(file: Path, federation: FederationConfig) -> SiteAgent:
     """Return an agent that compares and measures."""
-    return SiteAgent(open_site(load_site(file)), federation)
+    site = open_site(load_site(file))
+    if federation.exchange.rank_min is None:  # one rank for all
+        compute = site.compute.model_copy(update={"rank": None})
+        site = site.model_copy(update={"compute": compute})
+    return SiteAgent(site, federation)
 
 
-def test_results(plan: Comparison, vector: Vector) -> dict[str, Any]:
-    """Return a model's results on the test records: `{"all": R, "own": {site: R}}`."""
-    agents = [open_agent(file, plan.federation) for file in plan.files]
-    return _result(plan.federation, sums_by_site(agents, vector, "test"))
+def test_results(
+    federation: FederationConfig, files: list[Path], vector: Vector, *, run: str
+) -> dict[str, Any]:
+    """Return a run's final results on the test records: `{"all": R, "own": {site: R}}`."""
+    agents = [open_agent(file, federation) for file in files]
+    return _result(federation, sums_by_site(agents, vector, "test", run=run))
 
 
 def train_alone(
@@ -104,8 +122,12 @@ def train_alone(
     return vector
 
 
-def sums_by_site(agents: list[SiteAgent], vector: Vector, split: Split) -> dict[str, Sums]:
+def sums_by_site(
+    agents: list[SiteAgent], vector: Vector, split: Split, *, run: str = ""
+) -> dict[str, Sums]:
     """Return the sums of the parameters on one split of each site's own records.
+
+    `run`: of which the sites keep what stays with them.
 
     Raises:
         TrainingError: A site refused or failed; the reason is in the message.
@@ -120,6 +142,7 @@ def sums_by_site(agents: list[SiteAgent], vector: Vector, split: Split) -> dict[
             layout=agent.layout.digest,
             split=split,
             vector=vector,
+            run=run,
         )
         reply = agent.answer(request)
         if isinstance(reply, Refusal):

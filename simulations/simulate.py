@@ -14,15 +14,16 @@ from intramural.core.canonical import canonical_json
 from intramural.core.errors import ConfigError, DataError, IntramuralError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import write_atomic, write_json
-from intramural.core.layout import Vector
+from intramural.core.journal import scan
 from intramural.core.site import SiteConfig, load_site
 from intramural.models.generation import Generation
+from intramural.models.personal_check import check_personal
 from intramural.models.resident import resident_model
 from intramural.server import machine
 from intramural.server.checkpoint import load_checkpoint
 from intramural.server.export import beginning
 from intramural.server.report_html import render_html
-from intramural.server.run import CHECKPOINTS, JOURNAL, REPORT
+from intramural.server.run import CHECKPOINTS, JOURNAL, REPORT, run_id
 from intramural.server.watcher import Watcher
 from intramural.simulations.baseline import linear_baseline
 from intramural.simulations.comparison import (
@@ -32,6 +33,7 @@ from intramural.simulations.comparison import (
     compare,
     open_agent,
     open_form,
+    plain_form,
     test_results,
 )
 from intramural.simulations.engines import Engine, Work, run_engine
@@ -109,6 +111,7 @@ def _check(plan: Simulation) -> None:
         raise ConfigError("--scenario has sites answer one by one; leave out --engine batched")
     _check_sites(plan)
     check_manifest(plan.deal.template.policy, plan.federation)
+    check_personal(plan.federation)
     if plan.federation.privacy is not None:
         from intramural.privacy.plan import PrivacyPlan  # here: accounting takes a second to load
 
@@ -186,13 +189,14 @@ def _add_comparison(
 
         sites = _charged(plan, dealt)
         report["privacy"] = write_statements(plan.federation, sites, folder=plan.folder)
-    first = beginning(plan.federation, plan.deal.template.model)
+    plain = plain_form(plan.federation)
+    first = beginning(plain, plan.deal.template.model)
     report["sites"] = [] if dealt.is_crowd else [_site_facts(agent) for agent in agents]
     report["notes"] = list(dealt.notes)
     final = report["final"]
     own = final["own_test"]
     others = Comparison(
-        federation=open_form(plan.federation),
+        federation=plain,
         files=[dealt.pooled] if dealt.is_crowd else dealt.files,
         pooled=dealt.pooled,
         folder=plan.folder / "comparison",
@@ -202,7 +206,9 @@ def _add_comparison(
     if plan.federation.privacy is not None or dealt.is_crowd:
         checkpoint, _ = load_checkpoint(plan.folder / CHECKPOINTS)
         assert checkpoint is not None
-        found = test_results(others, checkpoint.vector)
+        run = run_id(scan(plan.folder / JOURNAL).entries)
+        form = open_form(plan.federation)
+        found = test_results(form, others.files, checkpoint.vector, run=run)
         final["federated"] = found["all"]
         own |= {site: {"federated": result} for site, result in found["own"].items()}
     if dealt.is_crowd:
@@ -226,7 +232,7 @@ def _add_comparison(
         own.setdefault(site, {})["local"] = result["own"].get(site)
     if dealt.is_crowd:
         own.clear()  # there is one site alone in it, which is nobody
-    report["samples"] = _samples(plan, agents[0], first.vector)
+    report["samples"] = _samples(plan, agents[0])
     return report
 
 
@@ -250,9 +256,12 @@ def _site_facts(agent: SiteAgent) -> dict[str, Any]:
     return facts
 
 
-def _samples(plan: Simulation, agent: SiteAgent, start: Vector) -> list[dict[str, str]]:
+def _samples(plan: Simulation, agent: SiteAgent) -> list[dict[str, str]]:
     """Return what the model writes for one test record, before and after the federation."""
+    if plan.federation.task.kind != "generation":
+        return []
     places = plan.deal.template.model
+    start = beginning(plan.federation, places).vector
     resident = resident_model(plan.federation, places=places, device="auto")
     checkpoint, _ = load_checkpoint(plan.folder / CHECKPOINTS)
     if not isinstance(resident.task, Generation) or checkpoint is None:

@@ -40,6 +40,29 @@ class Deal:
     folder: Path
     ledgers: Path | None = None
     """Folder of the sites' privacy ledgers, to go on with those of earlier runs; None: fresh."""
+    ranks: tuple[int, ...] = ()
+    """`compute.rank` of the sites, dealt in turn; empty: as the template has it."""
+
+    def __post_init__(self) -> None:
+        """Refuse ranks that no site of the deal could train.
+
+        Raises:
+            ConfigError: It names the option and the key.
+        """
+        exchange = self.federation.exchange
+        for rank in self.ranks:
+            if exchange.kind != "lora" or not (
+                (exchange.rank_min or exchange.rank) <= rank <= exchange.rank
+            ):
+                raise ConfigError(
+                    f"--ranks: {rank} is not from exchange.rank_min to exchange.rank = "
+                    f"{exchange.rank} of an adapter; change it, or the key in federation.toml"
+                )
+        if self.ranks and self.is_crowd:
+            raise ConfigError(
+                f"--ranks deals ranks to folders of sites; deal to at most {FOLDERS_MAX} sites, "
+                "by another --partition than draw"
+            )
 
     @property
     def is_crowd(self) -> bool:
@@ -56,7 +79,9 @@ class Deal:
             "policy": self.template.policy.model_dump(mode="json"),
             "sites": self.sites,
             "partition": self.partition,
-        } | ({"ledgers": str(self.ledgers.resolve())} if self.ledgers else {})
+            **({"ledgers": str(self.ledgers.resolve())} if self.ledgers else {}),
+            **({"ranks": list(self.ranks)} if self.ranks else {}),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +157,9 @@ def _deal(plan: Deal, sites: Path, pooled: Path) -> list[str]:
     else:
         for number, indices in enumerate(parts):
             name = simulated_name(number, plan.sites)
-            _write_site(plan, sites / name, name, [found.records[i] for i in indices])
+            rank = plan.ranks[number % len(plan.ranks)] if plan.ranks else None
+            own = [found.records[i] for i in indices]
+            _write_site(plan, sites / name, name, own, rank=rank)
     _write_site(plan, pooled, POOLED, [found.records[i] for part in parts for i in part])
     return notes
 
@@ -160,7 +187,9 @@ def _write_crowd(
     write_atomic(folder / "site.toml", tomli_w.dumps(table).encode())
 
 
-def _write_site(plan: Deal, folder: Path, name: str, records: Sequence[Record]) -> None:
+def _write_site(
+    plan: Deal, folder: Path, name: str, records: Sequence[Record], *, rank: int | None = None
+) -> None:
     target = "label" if plan.federation.task.kind == "classification" else "response"
     lines = []
     for r in records:
@@ -173,6 +202,8 @@ def _write_site(plan: Deal, folder: Path, name: str, records: Sequence[Record]) 
     if plan.ledgers is not None:
         data["ledger"] = str((plan.ledgers / f"{name}.jsonl").resolve())
     table = _site_table(plan, name, data=data)
+    if rank is not None:
+        table["compute"]["rank"] = rank
     write_atomic(folder / "site.toml", tomli_w.dumps(table).encode())
 
 

@@ -83,7 +83,9 @@ def measure_validation(federation: FederationConfig, folder: Path) -> Mapping[st
 
     For cells under [privacy], whose sites send none: see `EXACT_WORDS`.
     """
+    from intramural.core.journal import scan
     from intramural.server.report import result_of
+    from intramural.server.run import JOURNAL, run_id
     from intramural.simulations.comparison import open_agent, open_form, sums_by_site
 
     kept = folder / VALIDATION
@@ -94,7 +96,8 @@ def measure_validation(federation: FederationConfig, folder: Path) -> Mapping[st
         assert checkpoint is not None, "a finished cell has a checkpoint"
         form = open_form(federation)
         agents = [open_agent(file, form) for file in sorted(folder.glob("sites/*/site.toml"))]
-        sums = sums_by_site(agents, checkpoint.vector, "validation")
+        run = run_id(scan(folder / JOURNAL).entries)
+        sums = sums_by_site(agents, checkpoint.vector, "validation", run=run)
         write_json(kept, result_of(form, add_sums(list(sums.values()))))
     found: dict[str, float] = json.loads(kept.read_text())
     return found

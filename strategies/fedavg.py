@@ -10,7 +10,7 @@ from intramural.core.messages import Update
 from intramural.strategies.exact_sum import ExactSum
 from intramural.strategies.rule import Fold, State, Traits
 
-FRACTION_BITS = {"equal": 36, "examples": 24}
+FRACTION_BITS = {"equal": 36, "examples": 30}
 """Grid of the sum. Weights in records are large, so a coarser grid leaves the mean as fine."""
 
 

@@ -8,6 +8,8 @@ from intramural.core.layout import Layout
 from intramural.core.route import uplink
 from intramural.strategies.catalogue import KINDS
 from intramural.strategies.fedavg import FedAvg
+from intramural.strategies.lora_error import AggregationErrorMeter
+from intramural.strategies.measured import Measured
 from intramural.strategies.norm_bound import NormBound
 from intramural.strategies.routed import Routed
 from intramural.strategies.rule import Rule
@@ -57,7 +59,8 @@ def make_rule(federation: FederationConfig, layout: Layout, *, noise: Noise | No
     rule = _bounded(_stepping(rule, federation), federation)
     if KINDS[name].routed and uplink(federation, layout, round=1) is not layout:
         rule = Routed(rule, federation, layout)
-    return rule
+    meter = AggregationErrorMeter(federation, layout)
+    return Measured(rule, meter) if meter.applies else rule
 
 
 def _stepping(rule: Rule, federation: FederationConfig) -> Rule:

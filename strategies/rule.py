@@ -46,6 +46,8 @@ class Fold:
     weight: float = 0.0
     """Sum of the weights added so far."""
     sites: list[str] = field(default_factory=list)
+    measures: dict[str, float] = field(default_factory=dict)
+    """What `finish` has to tell of the round, by name, for its record."""
 
 
 class Rule(Protocol):

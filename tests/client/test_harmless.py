@@ -26,6 +26,7 @@ WITH_PRIVACY: list[tuple[str, str, Any]] = [
     ("training", "weight_decay", 0.01),
     ("training", "momentum", 0.9),
     ("training", "gradient_clip", 1.0),
+    ("training", "proximal", 0.1),
     ("sites", "quorum", 0.5),
     ("evaluation", "records_max", 10),
     ("evaluation", "every", 2),

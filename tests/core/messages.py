@@ -37,6 +37,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "weight": 5,
         "loss": 0.5,
         "seconds": 1,
+        "steps": 2,
         "ledger_entries": None,
         "ledger_head": None,
         "seeded": False,

@@ -121,6 +121,7 @@ def test_the_other_ends_messages_are_refused(kind: str) -> None:
         ("Update", "weight", [True, -1, 2**63, 5.0, "5"]),
         ("Update", "loss", [True, "0.5", [0.5], 10**400]),
         ("Update", "seconds", [False, "1"]),
+        ("Update", "steps", [False, "1", 1.5, -1]),
         ("Update", "ledger_entries", [True, -1, 2**63, 3.0, "3", [3]]),
         ("Update", "ledger_head", [1, "x" * 2001, ["sha256:0"]]),
         ("Update", "seeded", [0, 1, "true", None]),

@@ -9,6 +9,7 @@ import torch
 
 from intramural.core.errors import ModelError
 from intramural.core.federation import FederationConfig
+from intramural.core.route import uplink
 from intramural.models import footprint as footprint_module
 from intramural.models.base import resolve_base
 from intramural.models.footprint import footprint, free_bytes, free_host_bytes
@@ -53,6 +54,44 @@ def test_numbers_are_those_of_the_built_model(bert: Path, kind: str, keys: dict[
     if kind == "lora":
         copies = sum(p.numel() for n, p in loaded.model.named_parameters() if "original" in n)
     assert found.weights_bytes == 4 * (built - copies)
+
+
+@pytest.mark.parametrize(
+    ("rule", "keys"),
+    [
+        ("ffa-lora", {}),
+        ("rolora", {"rank": 3}),
+        ("flora", {}),
+        ("fedex-lora", {"target_modules": ["query", "dense"]}),
+        ("fedsa-lora", {}),
+        ("scaffold", {}),
+        ("scaffold", {"kind": "full"}),
+        ("fedavg", {"personal": ["classifier"]}),
+    ],
+)
+def test_what_comes_and_leaves_follows_from_the_rule(
+    bert: Path, rule: str, keys: dict[str, Any]
+) -> None:
+    config = federation(bert, strategy={"rule": rule}, exchange=keys)
+    base = resolve_base(str(bert))
+    down = load_model(config, base, device="cpu").exchange.layout
+    found = footprint(config, base)
+    assert found.vector_bytes == down.nbytes
+    assert found.up_bytes == max(uplink(config, down, round=r).nbytes for r in (1, 2))
+
+
+def test_a_factor_that_is_not_trained_has_no_moments_and_a_residual_has_its_base_s_copy(
+    bert: Path,
+) -> None:
+    base = resolve_base(str(bert))
+    adam = {"optimizer": "adamw"}
+    plain, half, moved = (
+        footprint(federation(bert, strategy={"rule": rule}, training=adam), base)
+        for rule in ("fedavg", "ffa-lora", "flora")
+    )
+    frozen = 4 * 2 * 32  # A of query and value in two layers, rank 2
+    assert plain.optimizer_bytes - half.optimizer_bytes == 4 * 2 * frozen
+    assert moved.weights_bytes - plain.weights_bytes == 4 * 4 * 32 * 32
 
 
 def test_numbers_of_a_language_model(llama: Path) -> None:

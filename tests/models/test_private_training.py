@@ -97,9 +97,11 @@ def private_round(on: Bench, units: Units) -> PrivateRound:
     )
 
 
-def unit_gradients(on: Bench, rows: NDArray[np.int64]) -> list[Tensor]:
+def unit_gradients(
+    on: Bench, rows: NDArray[np.int64], *, factor: str | None = None
+) -> list[Tensor]:
     """Return the summed gradient of a unit's rows, each alone in its pass, in float64."""
-    parameters = parameters_of(on)
+    parameters = parameters_of(on, factor=factor)
     total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
     for row in rows.tolist():
         with precision(on.config.training, on.loaded.device):
@@ -109,9 +111,13 @@ def unit_gradients(on: Bench, rows: NDArray[np.int64]) -> list[Tensor]:
     return total
 
 
-def parameters_of(on: Bench) -> list[torch.nn.Parameter]:
-    """Return the travelling parameters in the optimizer's order, which is the noise's."""
-    own = on.loaded.exchange.parameters.values()
+def parameters_of(on: Bench, *, factor: str | None = None) -> list[torch.nn.Parameter]:
+    """Return the parameters of a round in the optimizer's order, which is the noise's.
+
+    `factor`: the one LoRA factor among them, 'A' or 'B'; None: both.
+    """
+    other = {None: "none", "A": "lora_B", "B": "lora_A"}[factor]
+    own = [p for n, p in on.loaded.exchange.parameters.items() if other not in n]
     return [p for p in own if p.ndim > 1] + [p for p in own if p.ndim <= 1]
 
 
@@ -119,7 +125,9 @@ def length(gradients: list[Tensor]) -> float:
     return float(torch.stack([gradient.norm() for gradient in gradients]).norm())
 
 
-def by_a_loop(on: Bench, units: Units) -> tuple[Vector, list[int], float]:
+def by_a_loop(
+    on: Bench, units: Units, *, factor: str | None = None
+) -> tuple[Vector, list[int], float]:
     """Return the parameters after the steps, how many units each drew, and the share clipped."""
     privacy, divisor = on.config.privacy, on.config.training.batch_size
     rate = on.config.training.learning_rate
@@ -127,7 +135,7 @@ def by_a_loop(on: Bench, units: Units) -> tuple[Vector, list[int], float]:
     assert privacy.noise_multiplier is not None
     clip_norm = privacy.clip_norm
     random = SecureRandom.seeded(1, "test")
-    parameters = parameters_of(on)
+    parameters = parameters_of(on, factor=factor)
     on.model.train()
     counts, factors = [], []
     for _ in range(STEPS):
@@ -135,7 +143,7 @@ def by_a_loop(on: Bench, units: Units) -> tuple[Vector, list[int], float]:
         counts.append(len(drawn))
         totals = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
         for unit in drawn:
-            gradients = unit_gradients(on, units[unit])
+            gradients = unit_gradients(on, units[unit], factor=factor)
             norm = length(gradients)
             # each engine stays a little below the clip norm, and says by how much
             ours, opacus = clip_norm * (1 - 1e-6) / norm, clip_norm / (norm + 1e-6)

@@ -1,0 +1,106 @@
+"""Memory: what a site keeps of a run from round to round, in its own folder; it never leaves.
+
+`memory/RUN/SITE/ROUND.safetensors` beside the ledger holds flat float32 vectors by name, as they
+were after a round. The last two are kept: a round that is tried again starts from what the round
+before left, and not from what its own first attempt did.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from intramural.core.errors import DataRefused, Refused
+from intramural.core.files import write_atomic
+from intramural.core.layout import Vector
+
+log = logging.getLogger(__name__)
+
+MEMORY = "memory"
+"""Folder beside the ledger."""
+GENERATIONS = 2
+"""Rounds of a run that are kept."""
+SUFFIX = ".safetensors"
+
+
+class SiteMemory:
+    """One site's vectors of each run, on disk; of requests that name no run, in this process."""
+
+    def __init__(self, folder: Path, site: str, *, durable: bool = True) -> None:
+        """Read nothing yet.
+
+        Args:
+            folder: Holds all runs' memories.
+            site: The site's name.
+            durable: Whether what is kept must survive a power cut, and not only a killed process.
+        """
+        self._folder = folder
+        self._site = site
+        self._durable = durable
+        self._fleeting: dict[int, dict[str, Vector]] = {}
+
+    def before(self, run: str, round_: int) -> dict[str, Vector]:
+        """Return what the last round before `round_` left, by name; {} when there was none.
+
+        Raises:
+            DataRefused: The file cannot be read.
+        """
+        kept = self._kept(run)
+        earlier = [number for number in kept if number < round_]
+        if not earlier:
+            if kept:
+                log.warning("%s: nothing is kept of the rounds before %d", self._site, round_)
+            return {}
+        if not run:
+            return self._fleeting[max(earlier)]
+        path = self._file(run, max(earlier))
+        try:
+            return {name: np.asarray(values) for name, values in load_file(path).items()}
+        except (OSError, SafetensorError):
+            raise DataRefused(
+                f"{path.name} in the site's memory of the run cannot be read; restore it, or "
+                "remove it to go on from the federation's start"
+            ) from None
+
+    def write(self, run: str, round_: int, vectors: Mapping[str, Vector]) -> None:
+        """Keep what a round left, whole or not at all; forget all but the last round before it.
+
+        Rounds after it are forgotten, too: the coordinator undid them.
+
+        Raises:
+            Refused: The disk does not take it.
+        """
+        kept = self._kept(run) | {round_}
+        last = sorted(number for number in kept if number <= round_)[-GENERATIONS:]
+        if not run:
+            self._fleeting[round_] = dict(vectors)
+            self._fleeting = {number: self._fleeting[number] for number in last}
+            return
+        try:
+            content = save({name: np.ascontiguousarray(v) for name, v in vectors.items()})
+            write_atomic(self._file(run, round_), content, mode=0o600, sync=self._durable)
+            for number in kept - set(last):
+                self._file(run, number).unlink(missing_ok=True)
+        except OSError as error:
+            raise Refused(
+                f"the site's memory of the run cannot be written: {error.strerror}; free space"
+            ) from None
+
+    def _kept(self, run: str) -> set[int]:
+        """Return the rounds of which something is kept."""
+        if not run:
+            return set(self._fleeting)
+        names = [path.name for path in self._place(run).glob(f"*{SUFFIX}")]
+        numbers = (name.removesuffix(SUFFIX) for name in names)
+        return {int(number) for number in numbers if number.isdigit()}
+
+    def _file(self, run: str, round_: int) -> Path:
+        return self._place(run) / f"{round_}{SUFFIX}"
+
+    def _place(self, run: str) -> Path:
+        """Return a run's folder; `run` is the coordinator's word, and so no name of a file."""
+        return self._folder / hashlib.sha256(run.encode()).hexdigest()[:16] / self._site
