@@ -10,12 +10,8 @@ from intramural.strategies.rule import Rule
 
 def fedavg_of(federation: FederationConfig, layout: Layout) -> Rule:
     """Return federated averaging as the federation sets it, the server's step left to others."""
-    settings, late = federation.strategy, federation.asynchrony
-    return FedAvg(
-        weights=settings.weights,
-        weight_cap=settings.weight_cap,
-        staleness_power=None if late is None else late.staleness_power,
-    )
+    del layout
+    return FedAvg.of(federation)
 
 
 KINDS: dict[str, Kind] = {

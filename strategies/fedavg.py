@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 
 from intramural.core.errors import AggregationError
+from intramural.core.federation import FederationConfig
 from intramural.core.layout import Vector, written
 from intramural.core.messages import Update
 from intramural.strategies.exact_sum import ExactSum
@@ -52,6 +53,16 @@ class FedAvg:
         self.momentum = momentum
         self._idle: ExactSum | None = None
         """The last round's sum, kept for its memory alone; the results lie elsewhere."""
+
+    @classmethod
+    def of(cls, federation: FederationConfig) -> "FedAvg":
+        """Return the mean as a federation weighs it; the server's step is left to the registry."""
+        settings, late = federation.strategy, federation.asynchrony
+        return cls(
+            weights=settings.weights,
+            weight_cap=settings.weight_cap,
+            staleness_power=None if late is None else late.staleness_power,
+        )
 
     def weight_of(self, update: Update) -> int:
         """Return what the update counts for: 1, or its records up to the cap."""

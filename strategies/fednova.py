@@ -1,6 +1,6 @@
 """FedNova: averaging that does not favour the sites that make more steps."""
 
-from math import fsum
+from math import expm1, fsum, log1p
 
 import numpy as np
 
@@ -30,7 +30,8 @@ def step_norm(training: Training, steps: int) -> float:
         return float((steps - r * (1 - r**steps) / (1 - r)) / (1 - r))
     if training.proximal:
         a = training.learning_rate * training.proximal
-        return float((1 - (1 - a) ** steps) / a)
+        assert a < 1, "checked"
+        return -expm1(steps * log1p(-a)) / a  # as the formula, but exact where a is tiny
     return float(steps)
 
 
@@ -38,7 +39,9 @@ class FedNova:
     """next = current + (sum_k p_k |a_k|) * sum_k p_k delta_k / |a_k|, p_k = w_k / sum_k w_k.
 
     |a_k| is `step_norm` of the steps that site k says it made; where all make the same, this is
-    FedAvg. It corrects for unequal numbers of steps, not for sites whose records differ.
+    FedAvg. It corrects for unequal numbers of steps, not for sites whose records differ. It takes a
+    site's word for its steps: one that says too few pulls further, one that says too many has all
+    pull further.
 
     Source: Wang et al. 2020, https://arxiv.org/abs/2007.07481.
     """
@@ -102,7 +105,8 @@ def fednova_of(federation: FederationConfig, layout: Layout) -> Rule:
     """Return FedNova as the federation sets it.
 
     Raises:
-        ConfigError: The site's optimizer has a momentum and a proximal term at once.
+        ConfigError: The site's optimizer has a momentum and a proximal term at once, or one step
+            along the proximal term leads past where it pulls to; or updates are cut.
     """
     del layout
     training, settings = federation.training, federation.strategy
@@ -111,7 +115,18 @@ def fednova_of(federation: FederationConfig, layout: Layout) -> Rule:
             "strategy.rule = 'fednova' knows the length of steps with training.momentum or with "
             "training.proximal, not with both; set one of them to 0"
         )
-    return FedNova(FedAvg(weights=settings.weights, weight_cap=settings.weight_cap), training)
+    if training.optimizer == "sgd" and training.learning_rate * training.proximal >= 1:
+        raise ConfigError(
+            "training.learning_rate * training.proximal must be below 1 under 'fednova', or a step "
+            f"leads past the round's start, and it is "
+            f"{training.learning_rate * training.proximal:g}; lower one of them"
+        )
+    if settings.norm_bound is not None:
+        raise ConfigError(
+            "strategy.norm_bound bounds nothing under 'fednova', which scales updates by the steps "
+            "that sites say; leave it out, or use 'fedavg'"
+        )
+    return FedNova(FedAvg.of(federation), training)
 
 
 KINDS: dict[str, Kind] = {

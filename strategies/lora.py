@@ -115,7 +115,9 @@ def orthonormal(b: Matrix, a: Matrix) -> tuple[Matrix, Matrix]:
     left, sizes, right = np.linalg.svd(r @ s.T)
     rows = right @ p.T
     signs = _signs(rows)
-    return (q @ left) * (sizes * signs), signs[:, None] * rows
+    new_b = np.zeros_like(b)
+    new_b[:, : len(sizes)] = (q @ left) * sizes  # fewer than r, where B has fewer outputs
+    return new_b * signs, signs[:, None] * rows
 
 
 def _signs(rows: Matrix) -> Matrix:

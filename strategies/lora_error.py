@@ -21,16 +21,17 @@ class AggregationErrorMeter:
     """`|dW' - sum_k p_k dW_k| / |sum_k p_k dW_k|` of a round, over all adapted layers together.
 
     dW is a layer's whole change, `residual + scale * B A`: of site k after its training, and dW' of
-    the arrays that the rule made. Frobenius norms, in float64. It takes one product of factors for
-    each layer and update, and as much memory as two models of the adapted layers.
+    the arrays that the rule made. Frobenius norms, in float64. A late update counts with the
+    discount that the rule gives it, for what it changes; what a server optimizer, a norm bound or a
+    robust rule makes of updates counts as error. It takes one product of factors for each layer and
+    update, and as much memory as three models of the adapted layers.
     """
 
     def __init__(self, federation: FederationConfig, layout: Layout) -> None:
         """Measure on the coordinator's layout, by the weights that the federation sets."""
         self._pairs = Pairs(federation, layout)
         self._uplinks = Uplinks(federation, layout)
-        settings = federation.strategy
-        self._mean = FedAvg(weights=settings.weights, weight_cap=settings.weight_cap)
+        self._mean = FedAvg.of(federation)
         self._size = self._pairs.products_layout.size
         self._fold: Fold | None = None
         self._current: Vector | None = None
@@ -44,8 +45,8 @@ class AggregationErrorMeter:
         """Open a round."""
         if self.applies:
             self._current = current
-            nothing = np.zeros(self._size, dtype=np.float32)
-            self._fold = self._mean.begin({}, nothing, round=round)
+            products = self._pairs.products(current, {})
+            self._fold = self._mean.begin({}, products, round=round)
 
     def add(self, update: Update) -> None:
         """Take an update in that the rule took."""
@@ -54,8 +55,9 @@ class AggregationErrorMeter:
         deltas = self._uplinks(self._fold.round).unflatten(update.delta)
         try:
             with np.errstate(over="ignore", invalid="ignore"):
-                products = self._pairs.products(self._current, deltas)
-            self._mean.add(self._fold, replace(update, delta=products))
+                change = self._pairs.products(self._current, deltas)
+                change -= self._fold.current
+            self._mean.add(self._fold, replace(update, delta=change))
         except AggregationError:  # a robust rule takes updates whose product no sum can hold
             self._fold = None
 

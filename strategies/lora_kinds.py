@@ -24,11 +24,6 @@ TURNED_A = Traits(
 """A is set anew each round: a velocity of B's old directions would mean nothing."""
 
 
-def _mean(federation: FederationConfig) -> FedAvg:
-    settings = federation.strategy
-    return FedAvg(weights=settings.weights, weight_cap=settings.weight_cap)
-
-
 def _with_pairs(make: Callable[[FederationConfig, Layout], Rule]) -> Callable[..., Rule]:
     """Return `make` for federations that have LoRA factors.
 
@@ -48,7 +43,7 @@ def _with_pairs(make: Callable[[FederationConfig, Layout], Rule]) -> Callable[..
 
 def _mean_alone(federation: FederationConfig, layout: Layout) -> Rule:
     del layout
-    return _mean(federation)
+    return FedAvg.of(federation)
 
 
 def _fedsvd(federation: FederationConfig, layout: Layout) -> Rule:
@@ -59,13 +54,13 @@ def _fedsvd(federation: FederationConfig, layout: Layout) -> Rule:
                 f"exchange.rank = {rank} is more than the {inputs} inputs of {pair.layer}; "
                 "'fedsvd' needs at most as many"
             )
-    return FedSVD(_mean(federation), federation, layout)
+    return FedSVD(FedAvg.of(federation), federation, layout)
 
 
 def _products(
     kind: Callable[[FedAvg, FederationConfig, Layout], ProductRule],
 ) -> Callable[[FederationConfig, Layout], Rule]:
-    return lambda federation, layout: kind(_mean(federation), federation, layout)
+    return lambda federation, layout: kind(FedAvg.of(federation), federation, layout)
 
 
 KINDS: dict[str, Kind] = {

@@ -114,7 +114,8 @@ class FlexLoRA(ProductRule):
 
     Not exact where the sum's rank is larger; what is lost are its smallest singular values. The
     components come in falling order: a site of a smaller rank takes the first ones, which are the
-    best approximation of its own rank.
+    best approximation of its own rank. Where the sum is zero, A is the mean of the sites' and B
+    zero, as at the start: two factors of zeros would have no gradient, ever.
 
     Source: Bai et al. 2024, https://arxiv.org/abs/2402.11505.
     """
@@ -125,6 +126,9 @@ class FlexLoRA(ProductRule):
         """Split every layer's product into factors again."""
         for pair in self.pairs:
             wanted = moved(products, pair.product, None) / self.pairs.scale
+            if not wanted.any():
+                view(out, pair.b)[:] = 0.0
+                continue
             b, a = truncated(wanted, pair.a.shape[0])
             view(out, pair.b)[:] = b.astype(np.float32)
             view(out, pair.a)[:] = a.astype(np.float32)

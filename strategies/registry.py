@@ -36,9 +36,8 @@ def make_rule(federation: FederationConfig, layout: Layout, *, noise: Noise | No
         from intramural.strategies.flower import FlowerRule
 
         options = dict(settings.options)
-        return _bounded(
-            FlowerRule.named(name.removeprefix(FLOWER_PREFIX), layout, options), federation
-        )
+        flower: Rule = FlowerRule.named(name.removeprefix(FLOWER_PREFIX), layout, options)
+        return _bounded(_stepping(flower, federation), federation)
     if name not in KINDS:
         near = difflib.get_close_matches(name, KINDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}, flwr:NAME"
@@ -75,7 +74,8 @@ def _stepping(rule: Rule, federation: FederationConfig) -> Rule:
     plain = ("sgd", 0.0, 1.0)
     if (settings.optimizer, settings.momentum, settings.learning_rate) == plain:
         return rule
-    if not KINDS[settings.rule].traits.optimizer:
+    named = KINDS.get(settings.rule)
+    if not (named or rule).traits.optimizer:
         raise ConfigError(
             f"strategy.rule = {settings.rule!r} sets the arrays anew, and has no step for "
             "strategy.optimizer, learning_rate or momentum; leave them out"
@@ -97,15 +97,18 @@ def _bounded(rule: Rule, federation: FederationConfig) -> Rule:
     return rule if bound is None else NormBound(rule, bound)
 
 
-def _hiding_sites(federation: FederationConfig, noise: Noise) -> SiteDPFedAvg:
-    hidden = federation.site_privacy
+def _hiding_sites(federation: FederationConfig, noise: Noise) -> Rule:
+    """Return the rule that noises the sum; another optimizer's step is made of its result alone."""
+    hidden, settings = federation.site_privacy, federation.strategy
     assert hidden is not None
-    assert federation.strategy.rule == "fedavg", "the federation allows no other rule"
-    return SiteDPFedAvg(
+    assert settings.rule == "fedavg", "the federation allows no other rule"
+    is_plain = settings.optimizer == "sgd"
+    rule = SiteDPFedAvg(
         clip_norm=hidden.clip_norm,
         noise_multiplier=hidden.noise_multiplier,
         divisor=federation.sites.min,
         noise=noise,
-        learning_rate=federation.strategy.learning_rate,
-        momentum=federation.strategy.momentum,
+        learning_rate=settings.learning_rate if is_plain else 1.0,
+        momentum=settings.momentum if is_plain else 0.0,
     )
+    return rule if is_plain else _stepping(rule, federation)

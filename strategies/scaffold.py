@@ -20,7 +20,8 @@ class Scaffold:
     The sites step along `gradient - c_k + c`, and then set `c_k <- c_k - c - delta / (K lr)`. So
     what c_k gains follows from delta and what everybody knows, and nothing but delta is sent up,
     where the paper sends both. c comes down beside the arrays, under `control/NAME`. A site whose
-    update is lost has moved its c_k all the same: c is then a little off until it is asked again.
+    update is lost has moved its c_k all the same: c is no longer the mean of the c_k, nor is it
+    later, and where the arrays end is then off by as much gradient.
 
     Source: Karimireddy et al. 2020, Algorithm 1 with option II, https://arxiv.org/abs/1910.06378.
     """
@@ -86,7 +87,8 @@ def scaffold_of(federation: FederationConfig, layout: Layout) -> Rule:
 
     Raises:
         ConfigError: The sites do not make a fixed number of plain SGD steps of one length, or do
-            not count the same; or the number of sites is not known.
+            not count the same; or the number of sites is not known; or a setting would have the
+            coordinator's c lose track of the sites' c_k.
     """
     training, sites = federation.training, federation.sites
     for key, value, wanted in (
@@ -116,7 +118,17 @@ def scaffold_of(federation: FederationConfig, layout: Layout) -> Rule:
             "strategy.rule = 'scaffold' must know how many sites there are when sites.share is "
             f"below 1; set strategy.options.{POPULATION}"
         )
-    population = whole_option(federation, POPULATION, sites.min)
+    for key, is_set in (
+        ("strategy.norm_bound", federation.strategy.norm_bound is not None),
+        ("[gate]", federation.gate is not None),
+    ):
+        if is_set:
+            raise ConfigError(
+                "strategy.rule = 'scaffold' takes each update as the site made it, for the site's "
+                f"control variate has moved with it; remove {key}, or use 'fedavg' with "
+                "training.proximal"
+            )
+    population = whole_option(federation, POPULATION, sites.min, least=sites.min)
     return Scaffold(federation, layout, population=population)
 
 

@@ -10,12 +10,13 @@ from intramural.core.federation import FederationConfig, Training
 from intramural.core.layout import Layout, Vector
 from intramural.core.messages import Update
 from intramural.core.route import CONTROL, downlink
+from intramural.strategies.catalogue import KINDS
 from intramural.strategies.fedavg import FedAvg
 from intramural.strategies.fednova import step_norm
 from intramural.strategies.registry import make_rule
 from intramural.strategies.rule import Rule, State
 from tests.reference.scaffold import Gradient, Point, fednova_step, scaffold_round
-from tests.strategies.lora_rounds import config
+from tests.strategies.lora_rounds import config, trained
 from tests.strategies.updates import run_round, update
 
 SIZE = 4
@@ -84,6 +85,23 @@ def test_scaffold_is_the_papers_though_sites_send_their_change_alone(asked: list
         np.testing.assert_allclose(vector, np.concatenate([x, c]), rtol=1e-4, atol=1e-5)
 
 
+def test_scaffold_is_the_papers_where_another_cohort_is_drawn_each_round() -> None:
+    strategy = SCAFFOLD["strategy"] | {"options": {"population": 3}}
+    sites = {"min": 1, "share": 0.5}
+    federation = config("scaffold", **SCAFFOLD | {"strategy": strategy, "sites": sites})
+    rule = make_rule(federation, downlink(federation, W))
+    vector, own = np.zeros(2 * SIZE, dtype=np.float32), [np.zeros(SIZE) for _ in range(3)]
+    x, c, theirs = np.zeros(SIZE), np.zeros(SIZE), [np.zeros(SIZE) for _ in range(3)]
+    for round_, asked in enumerate([[0, 1], [2], [1, 2], [0], [0, 2], [1]], start=1):
+        sent = train(rule, federation, vector, own, asked)
+        vector, _ = run_round(rule, {}, vector, sent, round_=round_)
+        x, c = scaffold_round(
+            x, c, theirs, quadratics(), asked, steps=10, rate=0.05, server_rate=0.9
+        )
+    np.testing.assert_allclose(vector, np.concatenate([x, c]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(c, np.mean(theirs, axis=0))  # what c is for
+
+
 def test_scaffold_finds_the_minimum_where_averaging_stays_beside_it() -> None:
     federation = config("scaffold", **SCAFFOLD)
     rule, plain = make_rule(federation, downlink(federation, W)), FedAvg(weights="equal")
@@ -127,6 +145,25 @@ def test_scaffold_refuses_steps_that_it_cannot_undo(section: str, key: str, valu
         make_rule(federation, downlink(federation, W))
 
 
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"strategy": {"norm_bound": 1.0}}, r"remove strategy\.norm_bound"),
+        ({"gate": {}}, r"remove \[gate\]"),
+        ({"strategy": {"options": {"population": 2}}}, "population must be .* at least 3, got 2"),
+        ({"strategy": {"optimizer": "adam"}}, r"has no step for strategy\.optimizer"),
+        ({"training": {"local_steps": None, "local_epochs": 1}}, r"set training\.local_steps"),
+    ],
+)
+def test_scaffold_refuses_what_parts_its_control_variate_from_the_sites(
+    table: dict[str, Any], message: str
+) -> None:
+    sections = {n: SCAFFOLD.get(n, {}) | table.get(n, {}) for n in SCAFFOLD | table}
+    federation = config("scaffold", **sections)
+    with pytest.raises(ConfigError, match=message):
+        make_rule(federation, downlink(federation, W))
+
+
 def test_scaffold_must_know_how_many_sites_there_are() -> None:
     sections = SCAFFOLD | {"sites": {"min": 3, "share": 0.5}}
     federation = config("scaffold", **sections)
@@ -148,6 +185,7 @@ def test_the_length_of_steps_is_that_of_the_coefficients_written_out() -> None:
     # proximal term: what came before shrinks by 1 - rate * mu at each later step
     shrunk = sum((1 - 0.1 * 2.0) ** (4 - 1 - k) for k in range(4))
     assert step_norm(sgd(proximal=2.0), 4) == pytest.approx(shrunk)
+    assert step_norm(sgd(proximal=1e-15), 9) == pytest.approx(9)  # hardly any pull: the steps
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -177,6 +215,21 @@ def test_fednova_is_fedavg_where_all_make_the_same_steps() -> None:
     np.testing.assert_allclose(mean, (1 + 4 + 25) / 8, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"training": {"momentum": 0.9, "proximal": 0.1}}, "set one of them to 0"),
+        ({"training": {"proximal": 10.0}}, "must be below 1 .* it is 1; lower one"),
+        ({"strategy": {"norm_bound": 1.0}}, "norm_bound bounds nothing"),
+    ],
+)
+def test_fednova_refuses_what_it_cannot_scale(tables: dict[str, Any], message: str) -> None:
+    training = {"optimizer": "sgd", "learning_rate": 0.1} | tables.get("training", {})
+    federation = config("fednova", **tables | {"training": training})
+    with pytest.raises(ConfigError, match=message):
+        make_rule(federation, W)
+
+
 def test_fednova_leaves_out_who_does_not_say_his_steps() -> None:
     rule = make_rule(config("fednova"), W)
     fold = rule.begin({}, np.zeros(SIZE, np.float32), round=1)
@@ -193,3 +246,15 @@ def test_late_updates_count_less_and_the_others_no_more() -> None:
     rule.add(fold, Update(**{f: getattr(now, f) for f in now.__dataclass_fields__} | {"round": 4}))
     found, _ = rule.finish(fold)
     np.testing.assert_allclose(found, (8 / 2 + 1) / 2)  # (1 + 3) ** -0.5 = 1/2
+
+
+@pytest.mark.parametrize("name", ["fedavg", "ffa-lora", "fedsa-lora"])
+def test_rules_that_take_late_updates_weigh_them_as_the_federation_says(name: str) -> None:
+    assert KINDS[name].traits.asynchronous
+    late = {"buffer": 2, "staleness_power": 0.25}
+    powers = []
+    for sections in ({"asynchrony": late}, {}):
+        made = KINDS[name].make(config(name, **sections), trained())
+        assert isinstance(made, FedAvg)
+        powers.append(made.staleness_power)
+    assert powers == [0.25, None]

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from intramural.core.errors import AggregationError, ConfigError
-from intramural.core.route import RESIDUAL
+from intramural.core.layout import Vector
+from intramural.core.messages import Update
+from intramural.core.route import RESIDUAL, uplink
 from intramural.strategies.catalogue import KINDS
+from intramural.strategies.lora import orthonormal
 from intramural.strategies.lora_error import AggregationErrorMeter
+from intramural.strategies.registry import make_rule
 from intramural.strategies.rule import State
 from tests.reference.lora_products import mean_change, relative_error
 from tests.strategies.lora_rounds import HEAD, LAYERS, RANK, SCALE, Bench, a_of, b_of, config
@@ -148,6 +152,72 @@ def test_fedsvd_leaves_a_while_b_is_zero_and_bears_a_product_of_lower_rank() -> 
     adapter = bench.adapters(following)["m.query"]
     np.testing.assert_allclose(adapter.a @ adapter.a.T, np.eye(RANK), atol=1e-6)
     assert np.linalg.matrix_rank(adapter.b, tol=1e-5) == 1
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3, 9])
+def test_fedsvd_keeps_products_of_layers_with_fewer_outputs_than_the_rank(outputs: int) -> None:
+    rng = np.random.default_rng(outputs)
+    old_b, old_a = rng.normal(size=(outputs, 3)), rng.normal(size=(3, 5))
+    b, a = orthonormal(old_b, old_a)
+    assert (b.shape, a.shape) == (old_b.shape, old_a.shape)
+    np.testing.assert_allclose(b @ a, old_b @ old_a, atol=1e-12)
+    np.testing.assert_allclose(a @ a.T, np.eye(3), atol=1e-12)
+    assert (a[np.arange(3), np.abs(a).argmax(axis=1)] > 0).all()
+
+
+def test_flexlora_keeps_a_while_products_are_zero_or_nothing_could_be_learnt_again() -> None:
+    bench = Bench("flexlora")
+    current = bench.start()
+    (update,) = bench.updates(1)
+    nothing = replace(update, delta=np.zeros_like(update.delta))
+    same, _ = bench.round({}, current, [nothing])
+    assert same.tobytes() == current.tobytes()
+
+
+@pytest.mark.parametrize("rule", ["flora", "flexlora"])
+def test_sites_of_a_smaller_rank_count_with_the_rank_they_have(rule: str) -> None:
+    assert KINDS[rule].traits.mixed_ranks
+    bench = Bench(rule)
+    current, _ = bench.round({}, bench.start(), bench.updates(3))
+    updates = [
+        _of_rank(bench, current, update, rank)
+        for update, rank in zip(bench.updates(2, round_=2), (1, 2), strict=True)
+    ]
+    sites = [bench.adapters(current, u) for u in updates]
+    for site, rank in zip(sites, (1, 2), strict=True):
+        for adapter in site.values():
+            assert np.linalg.matrix_rank(adapter.b @ adapter.a) == rank
+    wanted = mean_change(sites, [u.weight for u in updates], SCALE)
+    following, _ = bench.round({}, current, updates)
+    made = {n: adapter.change(SCALE) for n, adapter in bench.adapters(following).items()}
+    assert relative_error(made, wanted) <= 1e-6  # the ranks add up to the federation's
+
+
+def _of_rank(bench: Bench, current: Vector, update: Update, rank: int) -> Update:
+    """Return the update of a site that has the first `rank` rows of A and columns of B alone."""
+    values, delta = bench.layout.unflatten(current), update.delta.copy()
+    up = uplink(bench.config, bench.layout, round=update.round)
+    for name, part in up.unflatten(delta).items():
+        if ".lora_A." in name:
+            part[rank:] = -values[name][rank:]
+        elif ".lora_B." in name:
+            part[:, rank:] = -values[name][:, rank:]
+    return replace(update, delta=delta)
+
+
+@pytest.mark.parametrize("rule", EVERY)
+def test_a_rule_made_anew_goes_on_at_the_same_bits(rule: str) -> None:
+    found = []
+    for is_anew in (False, True):
+        bench = Bench(rule, strategy={"momentum": 0.5} if rule in ("rolora", "fedavg") else {})
+        current, state = bench.start(), {}
+        for round_ in (1, 2, 3, 4):
+            if is_anew:  # as after a checkpoint
+                state = {name: array.copy() for name, array in state.items()}
+                bench.rule = make_rule(bench.config, bench.layout)
+            current, state = bench.round(state, current, bench.updates(3, round_=round_))
+        found.append(current.tobytes())
+    assert found[0] == found[1]
 
 
 def test_floras_new_factors_follow_from_seed_round_and_layer() -> None:

@@ -17,19 +17,21 @@ from intramural.strategies.norm_bound import NormBound
 from intramural.strategies.registry import make_rule
 from intramural.strategies.rule import Rule, State
 from intramural.strategies.server_optimizer import ServerOptimizer
+from intramural.strategies.site_dp import Noise, SiteDPFedAvg
 from tests.strategies.updates import run_round, update
 
 SIZE, ROUNDS = 300, 6
+HIDDEN = {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
 LAYOUT = Layout((("w", (SIZE,)),))
 PEERS: dict[str, tuple[Any, dict[str, float]]] = {
-    "adam": (flower.FedAdam, {"eta": 0.2, "beta_1": 0.8, "beta_2": 0.95, "tau": 1e-3}),
-    "yogi": (flower.FedYogi, {"eta": 0.2, "beta_1": 0.8, "beta_2": 0.95, "tau": 1e-3}),
-    "adagrad": (flower.FedAdagrad, {"eta": 0.2, "tau": 1e-3}),
+    "adam": (flower.FedAdam, {"eta": 0.2, "beta_1": 0.8, "beta_2": 0.95, "tau": 0.05}),
+    "yogi": (flower.FedYogi, {"eta": 0.2, "beta_1": 0.8, "beta_2": 0.95, "tau": 0.05}),
+    "adagrad": (flower.FedAdagrad, {"eta": 0.2, "tau": 0.05}),
     "sgd": (flower.FedAvgM, {"server_learning_rate": 0.2, "server_momentum": 0.8}),
 }
 
 
-def rule_of(**strategy: Any) -> Rule:
+def rule_of(*, noise: Noise | None = None, site_privacy: Any = None, **strategy: Any) -> Rule:
     table = {
         "federation": {"name": "a", "rounds": 1},
         "model": {"base": "b"},
@@ -39,13 +41,15 @@ def rule_of(**strategy: Any) -> Rule:
         "sites": {"min": 7},
         "strategy": strategy,
     }
-    return make_rule(check_config(table, FederationConfig, source="f.toml"), LAYOUT)
+    if site_privacy is not None:
+        table["site_privacy"] = site_privacy
+    return make_rule(check_config(table, FederationConfig, source="f.toml"), LAYOUT, noise=noise)
 
 
 def ours(kind: str, **more: Any) -> Rule:
     options: dict[str, Any] = {"momentum": 0.8} if kind == "sgd" else {"beta_1": 0.8}
     options |= {"beta_1": 0.0} if kind == "adagrad" else {}
-    return rule_of(optimizer=kind, learning_rate=0.2, beta_2=0.95, tau=1e-3, **options, **more)
+    return rule_of(optimizer=kind, learning_rate=0.2, beta_2=0.95, tau=0.05, **options, **more)
 
 
 def deltas(round_: int) -> list[Vector]:
@@ -58,10 +62,11 @@ class _OneNode:
         return [1]
 
 
-def flowers_rounds(kind: str) -> list[Vector]:
+def flowers_rounds(kind: str) -> list[Any]:
+    """Return the arrays after each round, shape `(SIZE,)`, in float64."""
     made, options = PEERS[kind]
     strategy = made(min_train_nodes=1, min_available_nodes=1, **options)
-    current, found = np.ones(SIZE, dtype=np.float32), []
+    current, found = np.ones(SIZE), []
     for round_ in range(1, ROUNDS + 1):
         record = ArrayRecord({"w": Array(current)})
         list(strategy.configure_train(round_, record, ConfigRecord(), cast(Grid, _OneNode())))
@@ -75,7 +80,8 @@ def flowers_rounds(kind: str) -> list[Vector]:
             )
             replies.append(Message(content, number + 1, "train"))
         arrays, _ = strategy.aggregate_train(round_, replies)
-        current = arrays["w"].numpy().astype(np.float32)
+        current = arrays["w"].numpy()
+        assert current.dtype == np.float64
         found.append(current)
     return found
 
@@ -92,8 +98,18 @@ def test_steps_are_those_of_flowers_strategy(kind: str) -> None:
     current, state = np.ones(SIZE, dtype=np.float32), cast(State, {})
     for round_, wanted in enumerate(flowers_rounds(kind), start=1):
         current, state = our_rounds(ours(kind), state, current, range(round_, round_ + 1))
-        np.testing.assert_allclose(current, wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(current, wanted, rtol=1e-6, atol=1e-9)
     assert np.abs(current - 1).max() > 0.05  # it moved, so there was something to compare
+
+
+def test_momentum_around_any_rule_is_flowers_too() -> None:
+    rule = ServerOptimizer(
+        FedAvg(), "sgd", learning_rate=0.2, momentum=0.8, beta_1=0.9, beta_2=0.99, tau=1e-3
+    )
+    current, state = np.ones(SIZE, dtype=np.float32), cast(State, {})
+    for round_, wanted in enumerate(flowers_rounds("sgd"), start=1):
+        current, state = our_rounds(rule, state, current, range(round_, round_ + 1))
+        np.testing.assert_allclose(current, wanted, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", list(PEERS))
@@ -119,6 +135,27 @@ def test_a_rate_is_taken_once_behind_a_norm_bound() -> None:
     assert isinstance(rule, NormBound)
     found, _ = run_round(rule, {}, np.zeros(SIZE, np.float32), [update(np.ones(SIZE, np.float32))])
     np.testing.assert_allclose(found, 0.5)
+
+
+def test_flowers_strategies_take_the_rate_too() -> None:
+    rule = rule_of(rule="flwr:FedAvg", learning_rate=0.5)
+    found, _ = run_round(rule, {}, np.zeros(SIZE, np.float32), [update(np.ones(SIZE, np.float32))])
+    np.testing.assert_allclose(found, 0.5)
+
+
+def test_an_optimizer_steps_along_the_noised_mean_of_hidden_sites() -> None:
+    def silent(size: int, std: float) -> Vector:
+        return np.zeros(size, np.float32)
+
+    hidden = {"weights": "equal", "learning_rate": 0.25}
+    plain = rule_of(noise=silent, site_privacy=HIDDEN, **hidden)
+    assert isinstance(plain, SiteDPFedAvg)
+    rule = rule_of(noise=silent, site_privacy=HIDDEN, optimizer="adagrad", beta_1=0.0, **hidden)
+    assert isinstance(rule, ServerOptimizer)
+    long = update(np.full(SIZE, 100, np.float32))
+    found, _ = run_round(rule, {}, np.zeros(SIZE, np.float32), [long])
+    d = 1 / np.sqrt(SIZE) / 7  # cut to length 1, of 7 sites; adagrad's first step has sqrt(v) = d
+    np.testing.assert_allclose(found, 0.25 * d / (d + 1e-3), rtol=1e-4)
 
 
 def test_plain_averaging_has_no_optimizer_around_it() -> None:
