@@ -187,6 +187,24 @@ class FederationConfig(Section):
             raise ValueError("site_privacy.delta must be below 1 / sites.min; lower it")
         return self
 
+    @model_validator(mode="after")
+    def _gate_can_judge(self) -> "FederationConfig":
+        if self.gate is None:
+            return self
+        if self.evaluations_every != 1:
+            raise ValueError(
+                "gate judges every round; set evaluation.every = 1, and under [privacy] "
+                "privacy.metrics_noise, or remove [gate]"
+            )
+        classifies, private = self.task.kind == "classification", self.privacy is not None
+        noised = "accuracy" if classifies else "example_accuracy"
+        plain = ["loss", "accuracy", "macro_f1"] if classifies else ["loss", "perplexity", noised]
+        if self.gate.metric not in (known := [noised] if private else plain):
+            raise ValueError(
+                f"gate.metric can be {known} here, not {self.gate.metric!r}; change it"
+            )
+        return self
+
     @property
     def evaluations_every(self) -> int:
         """Rounds between the sites' evaluations; 0: never, as under [privacy] without noise."""

@@ -76,14 +76,16 @@ class Evaluation(Section):
 
 
 class Gate(Section):
-    """The table [gate]; absent, every round's arrays are kept."""
+    """The table [gate]; absent, every round's arrays are kept.
 
-    metric: Literal["loss", "accuracy", "macro_f1", "perplexity"] = "loss"
-    """what must not get worse from the last arrays kept to the round's"""
+    A round that makes the metric worse is committed with the arrays of the round before.
+    """
+
+    metric: Literal["loss", "perplexity", "accuracy", "macro_f1", "example_accuracy"] = "loss"
+    """what must not get worse, on the sites' validation records, from the last arrays kept to the
+    round's; under [privacy] 'accuracy', or 'example_accuracy' of a generation"""
     tolerance: Annotated[float, Field(ge=0, strict=True)] = 0.0
     """how much worse it may get, in the metric's own units"""
-    records: Literal["sites", "coordinator"] = "sites"
-    """who measures: the sites on their validation records, or the coordinator on its own file"""
 
 
 class Asynchrony(Section):

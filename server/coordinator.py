@@ -21,7 +21,8 @@ from intramural.server.ledger_watch import ROLLED_BACK, LedgerWatch
 from intramural.server.lost import ABSENT, Lost
 from intramural.server.machine import Phase
 from intramural.server.post import Arrival
-from intramural.server.selection import draw_uniform
+from intramural.server.rollback import Rollback
+from intramural.server.selection import draw
 from intramural.server.setting import Outcome, Setting
 from intramural.server.site_privacy import charge
 from intramural.server.tally import Tally
@@ -52,6 +53,7 @@ class Coordinator:
         self._ledgers = LedgerWatch(self.history, setting.journal.entries, fell=self._fell)
         self.directory = self._directory()
         self._fold: Fold | None = None
+        self._rollback = Rollback(federation.gate)
         self._lost = Lost(setting.again)
         self._request: Request | None = None
         self._tally = Tally(federation.task.kind)
@@ -249,7 +251,8 @@ class Coordinator:
             setting.post.reset_count()
         again = [a] if (a := self.state.attempt) > 1 and setting.crowd is not None else []
         rng = generator(setting.federation.federation.seed, "cohort", effect.round, *again)
-        cohort = draw_uniform(effect.eligible, effect.size, rng=rng)
+        sites = setting.federation.sites
+        cohort = draw(sites, effect.eligible, effect.size, history=self.history, rng=rng)
         setting.journal.append(
             "opened", round=effect.round, attempt=self.state.attempt, sites=cohort
         )
@@ -283,6 +286,7 @@ class Coordinator:
     def _aggregate(self) -> None:
         assert self._fold is not None
         charge(self.setting.journal, self.setting.federation, round_=self._fold.round)
+        self._rollback.remember(self.vector, self.memory)
         self.vector, self.memory = self.setting.rule.finish(self._fold)
         self._tally.measures = self._fold.measures
         self._fold = None
@@ -317,6 +321,11 @@ class Coordinator:
         }
         if setting.added is not None:
             record |= setting.added(record)
+        told, before = self._rollback.judge(record["metrics"], self.history)
+        if before is not None:
+            self.vector, self.memory = before
+            setting.watcher.noticed(f"round {round_} is rolled back: {told['gate']}")
+        record |= told
         self.history.append(record)
         self._tally.sums = {}
         digest = save_checkpoint(

@@ -96,6 +96,13 @@ def _adapt_to(work: Work) -> Callable[[Setting], Setting]:
     """Return what fits the coordinator to the engine: sites that nobody greets, memory let go."""
     crowd = work.deal.sites if work.deal.is_crowd else None
 
+    selection = work.deal.federation.sites.selection
+    if crowd is not None and selection != "uniform":
+        raise ConfigError(
+            f"sites.selection = {selection!r} looks at every site, and {crowd} are too many; "
+            "use 'uniform', or fewer sites"
+        )
+
     def adapt(setting: Setting) -> Setting:
         if work.engine == "pool":  # its workers have models of their own; here one is in the way
             from intramural.models.resident import forget_models

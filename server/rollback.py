@@ -1,0 +1,61 @@
+"""Rollback: going back to the arrays before a round that made things worse than [gate] allows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from intramural.core.federation_rounds import Gate
+from intramural.core.layout import Vector
+from intramural.strategies.rule import State
+
+ROLLED_BACK = "rolled_back"
+LESS_IS_BETTER = frozenset({"loss", "perplexity"})
+Kept = tuple[Vector, State]
+"""Arrays and the rule's memory."""
+
+
+class Rollback:
+    """Keeps what was before the round under way, and says whether to go back to it."""
+
+    def __init__(self, gate: Gate | None) -> None:
+        """Judge by the federation's gate; None: nothing is kept, and every round passes."""
+        self._gate = gate
+        self._before: Kept | None = None
+
+    def remember(self, vector: Vector, memory: State) -> None:
+        """Keep what a round is about to replace."""
+        if self._gate is not None:
+            self._before = vector, memory
+
+    def judge(
+        self, metrics: Mapping[str, float], history: Sequence[Mapping[str, Any]]
+    ) -> tuple[dict[str, Any], Kept | None]:
+        """Return what the round's record gains, and what to go back to; nothing if it passes."""
+        before, self._before = self._before, None
+        if self._gate is None or before is None:
+            return {}, None
+        found = verdict(self._gate, metrics, history)
+        return found, before if found else None
+
+
+def verdict(
+    gate: Gate, metrics: Mapping[str, float], history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what a round's record gains if its arrays are dropped; nothing if they are kept.
+
+    The metric is held against that of the last arrays kept, as the committed history has it, so
+    that a resumed run decides as the first one did. The first round has nothing to be held against,
+    and neither has one that no site could be evaluated in.
+
+    Args:
+        gate: The federation's.
+        metrics: Of the round's arrays.
+        history: Records of the rounds before.
+    """
+    kept = [r["metrics"] for r in history if not r.get(ROLLED_BACK) and r["metrics"]]
+    if not kept or gate.metric not in metrics:
+        return {}
+    before, now = kept[-1][gate.metric], metrics[gate.metric]
+    worse = now - before if gate.metric in LESS_IS_BETTER else before - now
+    if worse <= gate.tolerance:
+        return {}
+    return {ROLLED_BACK: True, "gate": {"metric": gate.metric, "kept": before, "round": now}}
