@@ -24,7 +24,7 @@ class AggregationErrorMeter:
     the arrays that the rule made. Frobenius norms, in float64. A late update counts with the
     discount that the rule gives it, for what it changes; what a server optimizer, a norm bound or a
     robust rule makes of updates counts as error. It takes one product of factors for each layer and
-    update, and as much memory as three models of the adapted layers.
+    update, and as much memory as four models of the adapted layers.
     """
 
     def __init__(self, federation: FederationConfig, layout: Layout) -> None:
@@ -45,7 +45,8 @@ class AggregationErrorMeter:
         """Open a round."""
         if self.applies:
             self._current = current
-            products = self._pairs.products(current, {})
+            with np.errstate(over="ignore", invalid="ignore"):  # `add` finds it, and ends measuring
+                products = self._pairs.products(current, {})
             self._fold = self._mean.begin({}, products, round=round)
 
     def add(self, update: Update) -> None:

@@ -88,6 +88,15 @@ def test_an_update_too_large_to_multiply_ends_the_measuring_of_its_round_alone()
     assert meter.finish(current) == pytest.approx(1.0)  # all that the site did is missing
 
 
+def test_arrays_too_large_to_multiply_have_no_error_to_tell() -> None:
+    bench = Bench("fedavg")
+    current = np.full(bench.layout.size, 1e30, dtype=np.float32)
+    meter = AggregationErrorMeter(bench.config, bench.layout)
+    meter.begin(current, 1)
+    meter.add(_still(bench))
+    assert meter.finish(current) is None
+
+
 def _still(bench: Bench) -> Update:
     (update,) = bench.updates(1)
     return replace(update, delta=np.zeros_like(update.delta))
