@@ -110,6 +110,9 @@ def place_order(
         TrustError: The signing key cannot be read.
     """
     federation = load_config(federation_file, FederationConfig)
+    from intramural.strategies.registry import check_rule  # here: other commands need no NumPy
+
+    check_rule(federation)
     if federation.privacy is not None:
         from intramural.privacy.plan import PrivacyPlan  # here: accounting takes seconds
 

@@ -25,6 +25,8 @@ class Kind:
     bound and the travelling part around what it makes."""
     options: tuple[str, ...] = ()
     """Names that strategy.options may hold."""
+    needs_lora: bool = False
+    """It acts on LoRA factors, and is refused where there are none."""
     routed: bool = True
     """It acts on the part that the sites train; False: on the whole of the coordinator's vector."""
 

@@ -24,23 +24,6 @@ TURNED_A = Traits(
 """A is set anew each round: a velocity of B's old directions would mean nothing."""
 
 
-def _with_pairs(make: Callable[[FederationConfig, Layout], Rule]) -> Callable[..., Rule]:
-    """Return `make` for federations that have LoRA factors.
-
-    The rule's own function raises ConfigError where there are none.
-    """
-
-    def made(federation: FederationConfig, layout: Layout) -> Rule:
-        if federation.exchange.kind != "lora":
-            raise ConfigError(
-                f"strategy.rule = {federation.strategy.rule!r} is for exchange.kind = 'lora', and "
-                f"it is {federation.exchange.kind!r}; use 'fedavg'"
-            )
-        return make(federation, layout)
-
-    return made
-
-
 def _mean_alone(federation: FederationConfig, layout: Layout) -> Rule:
     del layout
     return FedAvg.of(federation)
@@ -68,46 +51,53 @@ KINDS: dict[str, Kind] = {
         title="FFA-LoRA",
         paper="Sun et al. 2024, https://arxiv.org/abs/2403.12313",
         traits=FIXED_A,
-        make=_with_pairs(_mean_alone),
+        make=_mean_alone,
+        needs_lora=True,
     ),
     "rolora": Kind(
         title="RoLoRA",
         paper="Chen et al. 2025, https://arxiv.org/abs/2502.01755",
         traits=EXACT,
-        make=_with_pairs(_mean_alone),
+        make=_mean_alone,
+        needs_lora=True,
     ),
     "fedsvd": Kind(
         title="FedSVD",
         paper="Lee et al. 2025, https://arxiv.org/abs/2505.12805",
         traits=TURNED_A,
-        make=_with_pairs(_fedsvd),
+        make=_fedsvd,
+        needs_lora=True,
         routed=False,
     ),
     "flora": Kind(
         title="FLoRA",
         paper="Wang et al. 2024, https://arxiv.org/abs/2409.05976",
         traits=FLoRA.traits,
-        make=_with_pairs(_products(FLoRA)),
+        make=_products(FLoRA),
+        needs_lora=True,
         routed=False,
     ),
     "flexlora": Kind(
         title="FlexLoRA",
         paper="Bai et al. 2024, https://arxiv.org/abs/2402.11505",
         traits=FlexLoRA.traits,
-        make=_with_pairs(_products(FlexLoRA)),
+        make=_products(FlexLoRA),
+        needs_lora=True,
         routed=False,
     ),
     "fedex-lora": Kind(
         title="FedEx-LoRA",
         paper="Singhal et al. 2025, https://arxiv.org/abs/2410.09432",
         traits=FedExLora.traits,
-        make=_with_pairs(_products(FedExLora)),
+        make=_products(FedExLora),
+        needs_lora=True,
         routed=False,
     ),
     "fedsa-lora": Kind(
         title="FedSA-LoRA",
         paper="Guo et al. 2025, https://arxiv.org/abs/2410.01463",
         traits=FIXED_A,
-        make=_with_pairs(_mean_alone),
+        make=_mean_alone,
+        needs_lora=True,
     ),
 }

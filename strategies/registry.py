@@ -9,6 +9,7 @@ from intramural.core.route import uplink
 from intramural.strategies.catalogue import KINDS
 from intramural.strategies.fedavg import FedAvg
 from intramural.strategies.lora_error import AggregationErrorMeter
+from intramural.strategies.matrix import FLOWER_PREFIX, check_fits
 from intramural.strategies.measured import Measured
 from intramural.strategies.norm_bound import NormBound
 from intramural.strategies.routed import Routed
@@ -17,7 +18,26 @@ from intramural.strategies.scaffold import Scaffold
 from intramural.strategies.server_optimizer import ServerOptimizer
 from intramural.strategies.site_dp import Noise, SiteDPFedAvg
 
-FLOWER_PREFIX = "flwr:"
+
+def check_rule(federation: FederationConfig) -> None:
+    """Do nothing if there is such a rule, and it goes with all that the federation asks for.
+
+    All that can be known without a model; `make_rule` finds the rest.
+
+    Raises:
+        ConfigError: No such rule, options that it does not take, or a combination that does not
+            fit; see `check_fits`.
+    """
+    name = federation.strategy.rule
+    if not name.startswith(FLOWER_PREFIX):
+        if name not in KINDS:
+            near = difflib.get_close_matches(name, KINDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}, flwr:NAME"
+            raise ConfigError(f"strategy.rule: no rule {name!r}; {hint}")
+        if unknown := sorted(set(federation.strategy.options) - set(KINDS[name].options)):
+            takes = sorted(KINDS[name].options) or "none"
+            raise ConfigError(f"strategy.options: {name} takes {takes}, not {unknown}; remove them")
+    check_fits(federation)
 
 
 def make_rule(federation: FederationConfig, layout: Layout, *, noise: Noise | None = None) -> Rule:
@@ -29,22 +49,16 @@ def make_rule(federation: FederationConfig, layout: Layout, *, noise: Noise | No
         noise: Where [site_privacy] takes its noise from; a claim needs a secret generator's.
 
     Raises:
-        ConfigError: No such rule, or options that it does not take.
+        ConfigError: As `check_rule`, or the rule does not go with the model or its own options.
     """
     name, settings = federation.strategy.rule, federation.strategy
+    check_rule(federation)
     if name.startswith(FLOWER_PREFIX):
         from intramural.strategies.flower import FlowerRule
 
         options = dict(settings.options)
         flower: Rule = FlowerRule.named(name.removeprefix(FLOWER_PREFIX), layout, options)
         return _bounded(_stepping(flower, federation), federation)
-    if name not in KINDS:
-        near = difflib.get_close_matches(name, KINDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}, flwr:NAME"
-        raise ConfigError(f"strategy.rule: no rule {name!r}; {hint}")
-    if unknown := sorted(set(settings.options) - set(KINDS[name].options)):
-        takes = sorted(KINDS[name].options) or "none"
-        raise ConfigError(f"strategy.options: {name} takes {takes}, not {unknown}; remove them")
     if federation.site_privacy is not None:
         assert noise is not None, "without noise there is nothing to claim"
         if settings.norm_bound is not None:
@@ -63,23 +77,13 @@ def make_rule(federation: FederationConfig, layout: Layout, *, noise: Noise | No
 
 
 def _stepping(rule: Rule, federation: FederationConfig) -> Rule:
-    """Return the rule as the step of the server's optimizer, where that is not plain.
-
-    Raises:
-        ConfigError: The rule makes no step.
-    """
+    """Return the rule as the step of the server's optimizer, where that is not plain."""
     settings = federation.strategy
     if isinstance(rule, FedAvg | Scaffold) and settings.optimizer == "sgd":
         return rule  # it has a rate of its own, and takes no copy of the model
     plain = ("sgd", 0.0, 1.0)
     if (settings.optimizer, settings.momentum, settings.learning_rate) == plain:
         return rule
-    named = KINDS.get(settings.rule)
-    if not (named or rule).traits.optimizer:
-        raise ConfigError(
-            f"strategy.rule = {settings.rule!r} sets the arrays anew, and has no step for "
-            "strategy.optimizer, learning_rate or momentum; leave them out"
-        )
     return ServerOptimizer(
         rule,
         settings.optimizer,

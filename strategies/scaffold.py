@@ -99,6 +99,7 @@ def scaffold_of(federation: FederationConfig, layout: Layout) -> Rule:
         ("training.warmup", training.warmup, 0.0),
         ("training.gradient_clip", training.gradient_clip, None),
         ("training.proximal", training.proximal, 0.0),
+        ("strategy.optimizer", federation.strategy.optimizer, "sgd"),
         ("strategy.momentum", federation.strategy.momentum, 0.0),
         ("strategy.weights", federation.strategy.weights, "equal"),
     ):

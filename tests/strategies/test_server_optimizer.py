@@ -171,5 +171,5 @@ def test_plain_averaging_has_no_optimizer_around_it() -> None:
     "strategy", [{"optimizer": "yogi"}, {"learning_rate": 0.5}, {"momentum": 0.9}]
 )
 def test_a_rule_that_sets_arrays_anew_has_no_step(rule: str, strategy: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="sets the arrays anew, and has no step"):
+    with pytest.raises(ConfigError, match="sets the arrays anew, and makes no step"):
         rule_of(rule=rule, **strategy)
