@@ -163,9 +163,8 @@ class RuleStrategy(FlowerFedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies one by one, then average their metrics as FedAvg does."""
-        floats = {n: a for n, a in self._current.items() if np.issubdtype(a.dtype, np.floating)}
-        layout = Layout.of({n: a.astype(np.float32) for n, a in floats.items()})
-        current = layout.flatten(floats)
+        layout = self.layout()
+        current = layout.flatten({name: self._current[name] for name, _ in layout.entries})
         fold = self.rule.begin(self.state, current, round=server_round)
         kept: list[RecordDict] = []
         for reply in replies:
@@ -185,6 +184,16 @@ class RuleStrategy(FlowerFedAvg):
         )
         return arrays, self.train_metrics_aggr_fn(kept, self.weighted_by_key)
 
+    def layout(self) -> Layout:
+        """Return the layout of the current arrays that are floating point."""
+        floats = {n: a for n, a in self._current.items() if np.issubdtype(a.dtype, np.floating)}
+        return Layout.of({n: a.astype(np.float32) for n, a in floats.items()})
+
+    def _delta(self, whole: Vector, layout: Layout, server_round: int) -> tuple[Vector, Layout]:
+        """Return what the rule takes of a reply's change, with its layout: all of it."""
+        del server_round
+        return whole, layout
+
     def _read(
         self, reply: Message, layout: Layout, current: Vector, server_round: int
     ) -> tuple[Update, MetricRecord]:
@@ -203,11 +212,12 @@ class RuleStrategy(FlowerFedAvg):
         except (ArithmeticError, EOFError, KeyError, TypeError, ValueError):
             raise WireError("reply lacks its arrays, or its weight is no number") from None
         with np.errstate(over="ignore", invalid="ignore"):  # the rule refuses what overflows
-            delta = layout.flatten(after) - current
+            whole = layout.flatten(after) - current
+        delta, up = self._delta(whole, layout, server_round)
         update = Update(
             site=str(reply.metadata.src_node_id),
             round=server_round,
-            layout=layout.digest,
+            layout=up.digest,
             weight=weight,
             loss=0.0,
             seconds=0.0,

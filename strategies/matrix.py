@@ -126,8 +126,8 @@ def nearest(rule: str, asked: list[Column], *, lora: bool) -> str | None:
 
     def likeness(kind: Kind) -> int:
         known = [column.has for column in COLUMNS] + [lambda traits: traits.exact_for_lora]
-        same = sum(has(kind.traits) == has(traits) for has in known)
-        return same + len(known) * (kind.needs_lora == needs_lora)
+        same = sum(1 for has in known if has(kind.traits) == has(traits))
+        return same + (len(known) if kind.needs_lora == needs_lora else 0)
 
     fitting = [
         name
