@@ -165,7 +165,7 @@ class FederationConfig(Section):
     gate: Gate | None = None
     """absent: every round's arrays are kept"""
     asynchrony: Asynchrony | None = None
-    """absent: a round waits for its cohort"""
+    """absent: a round waits for its cohort. Not served yet: a federation with it is refused"""
     personal: Personal | None = None
     """absent: the sites use the federation's model as it is"""
 

@@ -30,6 +30,7 @@ from intramural.server.setting import Setting
 from intramural.server.site_privacy import check_charges, secret_noise, site_statement
 from intramural.server.watcher import Watcher
 from intramural.strategies.registry import make_rule
+from intramural.strategies.rule import Rule
 
 JOURNAL, CHECKPOINTS, MODEL, REPORT = "journal.jsonl", "checkpoints", "model", "report.json"
 LOCK = "run.lock"
@@ -139,25 +140,7 @@ def _run_alone(
             layout=first.layout.digest,
             digest=digest_vector(start.vector),
         )
-        setting = Setting(
-            federation=plan.federation,
-            run=run_id(journal.entries),
-            layout=first.layout,
-            base=first.base,
-            rule=rule,
-            post=Post(
-                grid,
-                Uplinks(plan.federation, first.layout),
-                seals=deployment.seals if deployment else None,
-            ),
-            journal=journal,
-            checkpoints=plan.folder / CHECKPOINTS,
-            watcher=watcher,
-            patience_s=plan.patience_s,
-            durable=plan.durable,
-            again=deployment.again if deployment else None,
-            manners=deployment.manners if deployment else None,
-        )
+        setting = _setting(plan, grid, watcher, deployment, first, rule, journal)
         coordinator = Coordinator(adapt(setting), start)
         # what is not needed any more is let go: each of these holds a model's memory, or two
         first = first.without_vector()
@@ -179,6 +162,37 @@ def _run_alone(
         return report
     finally:
         journal.close()
+
+
+def _setting(
+    plan: RunPlan,
+    grid: Grid,
+    watcher: Watcher,
+    deployment: Deployment | None,
+    first: Beginning,
+    rule: Rule,
+    journal: Journal,
+) -> Setting:
+    """Return what the coordinator works with."""
+    return Setting(
+        federation=plan.federation,
+        run=run_id(journal.entries),
+        layout=first.layout,
+        base=first.base,
+        rule=rule,
+        post=Post(
+            grid,
+            Uplinks(plan.federation, first.layout),
+            seals=deployment.seals if deployment else None,
+        ),
+        journal=journal,
+        checkpoints=plan.folder / CHECKPOINTS,
+        watcher=watcher,
+        patience_s=plan.patience_s,
+        durable=plan.durable,
+        again=deployment.again if deployment else None,
+        manners=deployment.manners if deployment else None,
+    )
 
 
 def _make_up(journal: Journal, start: Checkpoint) -> None:

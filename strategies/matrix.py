@@ -100,6 +100,11 @@ def check_fits(federation: FederationConfig) -> None:
             f"strategy.rule = {rule!r} is for exchange.kind = 'lora', and it is {exchange!r}; "
             "use 'fedavg'"
         )
+    if federation.asynchrony is not None:
+        raise ConfigError(
+            "[asynchrony]: rounds that do not wait for their cohort are not built yet; remove the "
+            "table"
+        )
     traits, asked = traits_of(rule), [c for c in COLUMNS if c.asked(federation)]
     if rule == "scaffold":  # it has a learning rate of its own, and refuses the others itself
         asked = [c for c in asked if c.title != "server optimizer"]

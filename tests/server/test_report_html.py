@@ -342,12 +342,3 @@ def test_bytes_are_told_in_decimal_units(value: int, text: str) -> None:
 )
 def test_seconds_are_told_as_a_person_would(value: float, text: str) -> None:
     assert seconds_text(value) == text
-
-
-def test_aggregation_errors_have_a_column_where_some_were_measured() -> None:
-    without = report()
-    assert "Aggregation error" not in render_html(without)
-    rounds = [entry | {"aggregation_error": 0.0123} for entry in without["rounds"][:1]]
-    page = render_html(without | {"rounds": [*rounds, *without["rounds"][1:]]})
-    assert "Aggregation error" in page
-    assert "1.2e-02" in page

@@ -151,7 +151,7 @@ def test_scaffold_refuses_steps_that_it_cannot_undo(section: str, key: str, valu
         ({"strategy": {"norm_bound": 1.0}}, r"remove strategy\.norm_bound"),
         ({"gate": {}}, r"remove \[gate\]"),
         ({"strategy": {"options": {"population": 2}}}, "population must be .* at least 3, got 2"),
-        ({"strategy": {"optimizer": "adam"}}, r"has no step for strategy\.optimizer"),
+        ({"strategy": {"optimizer": "adam"}}, r"strategy\.optimizer is 'adam'"),
         ({"training": {"local_steps": None, "local_epochs": 1}}, r"set training\.local_steps"),
     ],
 )

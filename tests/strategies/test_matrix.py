@@ -78,6 +78,11 @@ def test_the_refusal_names_the_nearest_rule_that_fits(rule: str, column: str, ne
     assert any(c.key in str(refused.value) for c in COLUMNS if c.title == column)
 
 
+def test_what_is_not_built_is_refused_and_not_ignored() -> None:
+    with pytest.raises(ConfigError, match="are not built yet; remove the table"):
+        check_rule(federation("fedavg", {"asynchrony": {"buffer": 3}}))
+
+
 def test_what_nothing_goes_with_is_said() -> None:
     everything = federation("flora", ASKED["mixed ranks"], ASKED["hostile sites"])
     with pytest.raises(ConfigError, match="no rule goes with all that is asked"):
