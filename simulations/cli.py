@@ -133,15 +133,8 @@ def simulate_command(
     columns = {"text": text, "label": label, "response": response, "group": group, "person": person}
     console = Console(stderr=as_json)
     if sweep is not None:
-        _refuse_with_sweep(
-            engine,
-            plan=plan,
-            scenario=scenario,
-            ledgers=ledgers,
-            ranks=ranks,
-            trace=trace,
-            hardware=hardware,
-        )
+        given = {"plan": plan, "scenario": scenario, "ledgers": ledgers, "ranks": ranks}
+        _refuse_with_sweep(engine, **given, trace=trace, hardware=hardware)
         _sweep(
             console,
             as_json=as_json,

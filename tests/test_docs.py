@@ -252,3 +252,9 @@ def test_a_simulation_fills_keys_that_a_report_has() -> None:
     roots = {re.split(r"[.\[]", key)[0] for key in listed("Keys that a simulation fills")}
     assert roots == {"sites", "initial", "final", "samples"}
     assert roots <= set(report())
+
+
+def test_the_matrix_is_what_the_rules_declare() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_strategies.py"))["render"]()
+    committed = (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
+    assert committed == made, "run `python docs/make_strategies.py`"

@@ -11,7 +11,14 @@ import pytest
 from tests.source import ALLOWED, ROOT, floor_files, imports_of
 
 FENCES: dict[str, tuple[str, ...]] = {
-    "flwr": ("core/wire.py", "strategies/flower.py", "client/", "server/", "simulations/"),
+    "flwr": (
+        "core/wire.py",
+        "strategies/flower.py",
+        "strategies/flower_named.py",
+        "client/",
+        "server/",
+        "simulations/",
+    ),
     "torch": ("models/", "privacy/"),
     "transformers": ("models/",),
     "peft": ("models/",),

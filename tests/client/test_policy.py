@@ -213,15 +213,6 @@ def test_bytes_a_round_are_counted_both_ways(config: FederationConfig, vectors: 
     assert keys_of(bare(bytes_per_round_max=1), config) == []  # unknown until the model is built
 
 
-def test_an_update_that_is_smaller_than_what_came_counts_as_what_it_is() -> None:
-    config = made(strategy={"rule": "ffa-lora"})
-    assert bytes_a_round(config, 1000, 400) == 2400  # down twice, and up
-    known: Json = {"vector_bytes": 1000, "up_bytes": 400}
-    assert keys_of(bare(bytes_per_round_max=2400), config, **known) == []
-    refused = keys_of(bare(bytes_per_round_max=2399), config, **known)
-    assert refused == ["policy.bytes_per_round_max"]
-
-
 def test_a_reply_has_a_limit_of_its_own() -> None:
     assert keys_of(bare(payload_bytes_max=1000), made(), vector_bytes=1000) == []
     assert keys_of(bare(payload_bytes_max=999), made(), vector_bytes=1000) == [

@@ -288,3 +288,23 @@ def test_what_cannot_be_equal_is_refused_by_name(bert: Path, llama: Path, tmp_pa
     found = unfit_reason(speaks.loaded, speaks.task, speaks.config)
     assert found is not None
     assert "task.kind = 'generation'" in found
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"strategy": {"rule": "ffa-lora"}}, "'ffa-lora'"),
+        ({"strategy": {"rule": "fedsa-lora"}}, "'fedsa-lora'"),
+        ({"strategy": {"rule": "scaffold"}}, "'scaffold'"),
+        ({"strategy": {"rule": "flora"}}, "'flora'"),
+        ({"exchange": {"personal": ["classifier"]}}, "trains other parts than it sends"),
+        ({"exchange": {"rank": 4, "rank_min": 2}}, "exchange.rank_min"),
+        ({"training": {"proximal": 0.1}}, "training.proximal"),
+        ({"personal": {"kind": "ditto", "steps": 1}}, "[personal]"),
+    ],
+)
+def test_what_a_site_does_for_a_rule_is_refused_in_a_stack(
+    bert: Path, sections: Json, named: str
+) -> None:
+    on = bench(federation(bert, **sections), [])
+    assert named in (unfit_reason(on.loaded, on.task, on.config) or "")

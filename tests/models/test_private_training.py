@@ -126,9 +126,12 @@ def length(gradients: list[Tensor]) -> float:
 
 
 def by_a_loop(
-    on: Bench, units: Units, *, factor: str | None = None
+    on: Bench, units: Units, *, factor: str | None = None, pull: float = 0.0
 ) -> tuple[Vector, list[int], float]:
-    """Return the parameters after the steps, how many units each drew, and the share clipped."""
+    """Return the parameters after the steps, how many units each drew, and the share clipped.
+
+    `pull`: how strongly the noised steps are drawn back to the start.
+    """
     privacy, divisor = on.config.privacy, on.config.training.batch_size
     rate = on.config.training.learning_rate
     assert privacy is not None
@@ -136,6 +139,7 @@ def by_a_loop(
     clip_norm = privacy.clip_norm
     random = SecureRandom.seeded(1, "test")
     parameters = parameters_of(on, factor=factor)
+    starts = [parameter.detach().double().clone() for parameter in parameters]
     on.model.train()
     counts, factors = [], []
     for _ in range(STEPS):
@@ -150,10 +154,11 @@ def by_a_loop(
             factors.append(min(1.0, opacus if "opacus" in privacy.engine else ours))
             for total, gradient in zip(totals, gradients, strict=True):
                 total.add_(gradient * factors[-1])
-        for parameter, total in zip(parameters, totals, strict=True):
+        for parameter, total, start in zip(parameters, totals, starts, strict=True):
             noise = random.normal(total.numel(), std=privacy.noise_multiplier * clip_norm)
             step = (total + torch.from_numpy(noise).view(total.shape)) / divisor
             with torch.no_grad():
+                step = step + pull * (parameter.double() - start)
                 parameter.copy_(parameter.double() - rate * step)
     clipped = sum(factor < 1 for factor in factors) / max(1, len(factors))
     return on.loaded.exchange.read(), counts, clipped

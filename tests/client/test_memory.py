@@ -1,0 +1,80 @@
+"""A site's memory: what a round left, found again by any process, and by a round tried again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from intramural.client.memory import SiteMemory
+from intramural.core.errors import DataRefused, Refused
+
+RUN = "sha256:" + "1" * 64
+
+
+def one(value: float) -> dict[str, np.ndarray]:
+    return {"own": np.full(3, value, dtype=np.float32)}
+
+
+def seen(memory: SiteMemory, round_: int, *, run: str = RUN) -> float | None:
+    found = memory.before(run, round_)
+    return float(found["own"][0]) if found else None
+
+
+@pytest.mark.parametrize("run", [RUN, ""])
+def test_a_round_starts_from_what_the_last_one_before_it_left(tmp_path: Path, run: str) -> None:
+    memory = SiteMemory(tmp_path, "a")
+    assert seen(memory, 1, run=run) is None
+    memory.write(run, 1, one(1.0))
+    memory.write(run, 4, one(4.0))  # it was not drawn for 2 and 3
+    assert [seen(memory, n, run=run) for n in (1, 2, 4, 5, 9)] == [None, 1.0, 1.0, 4.0, 4.0]
+    memory.write(run, 4, one(4.5))  # the round is tried again, from the same
+    assert [seen(memory, n, run=run) for n in (4, 5)] == [1.0, 4.5]
+    memory.write(run, 5, one(5.0))
+    assert [seen(memory, n, run=run) for n in (4, 5, 6)] == [None, 4.5, 5.0]  # two are kept
+
+
+def test_a_round_that_was_undone_is_forgotten(tmp_path: Path) -> None:
+    memory = SiteMemory(tmp_path, "a")
+    for number in (1, 2, 3):
+        memory.write(RUN, number, one(number))
+    memory.write(RUN, 3, one(3.5))
+    memory.write(RUN, 2, one(2.5))
+    assert seen(memory, 9) == 2.5
+
+
+def test_another_process_finds_it_and_another_site_or_run_does_not(tmp_path: Path) -> None:
+    SiteMemory(tmp_path, "a").write(RUN, 1, one(1.0))
+    assert seen(SiteMemory(tmp_path, "a"), 2) == 1.0
+    assert seen(SiteMemory(tmp_path, "b"), 2) is None
+    assert seen(SiteMemory(tmp_path, "a"), 2, run="sha256:" + "2" * 64) is None
+    assert seen(SiteMemory(tmp_path, "a"), 2, run="") is None
+
+
+def test_a_run_s_name_is_no_path(tmp_path: Path) -> None:
+    memory = SiteMemory(tmp_path / "memory", "a")
+    memory.write("../../elsewhere", 1, one(1.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["memory"]
+    assert seen(memory, 2, run="../../elsewhere") == 1.0
+
+
+def test_only_the_site_s_user_can_read_it_and_nothing_half_written_stays(tmp_path: Path) -> None:
+    SiteMemory(tmp_path, "a").write(RUN, 1, one(1.0))
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.name == "1.safetensors"
+
+
+def test_a_broken_file_is_told_and_its_path_is_not(tmp_path: Path) -> None:
+    memory = SiteMemory(tmp_path, "a")
+    memory.write(RUN, 1, one(1.0))
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(DataRefused, match=r"1\.safetensors .* cannot be read; restore it") as told:
+        memory.before(RUN, 2)
+    assert str(tmp_path) not in str(told.value)
+
+
+def test_a_disk_that_refuses_is_a_refusal(tmp_path: Path) -> None:
+    (tmp_path / "memory").write_text("a file where the folder should be")
+    with pytest.raises(Refused, match=r"cannot be written: .*; free space"):
+        SiteMemory(tmp_path / "memory", "a").write(RUN, 1, one(1.0))
