@@ -89,7 +89,7 @@ def test_the_trimmed_mean_by_hand(hostile: int, expected: list[float]) -> None:
 
 
 def test_the_mean_of_the_kept_is_summed_in_float64() -> None:
-    # In float32, 1 + 2**-25 is 1, and the small ones are lost.
+    # In float32, -1 + 2**-26 is -1, and the small ones are lost after it.
     out = np.empty(1, np.float32)
-    TrimmedMean().combine(rows_of([[1.0]] + [[2.0**-25]] * 7), 0, {}, out)
-    assert float(out[0]) == float(np.float32((1 + 7 * 2.0**-25) / 8))
+    TrimmedMean().combine(rows_of([[-1.0]] + [[2.0**-26]] * 7), 0, {}, out)
+    assert float(out[0]) == float(np.float32((-1 + 7 * 2.0**-26) / 8))
