@@ -3,226 +3,156 @@
 Sites share the 11,982 ICD-10-CM titles of examples/icd10 (test split grouped by category); MiniLM
 with LoRA of rank 8 on query and value, pooler and classifier trained whole; 20 rounds of 4 steps of
 16 titles (with privacy: of 64 expected). AdamW at 8e-3 without privacy, SGD at 2.0 with momentum
-0.9 with it: the settings of the examples for plain averaging, not tuned for any rule. A cell takes
-about a minute on one processor, and there are 112: two hours on two.
+0.9 with it: the settings of the examples for plain averaging, not tuned for any rule.
 
-What is in the JSON file already is not run again; Ctrl-C loses the cells that are under way.
+`--search` tries three AdamW rates for every rule (8e-3, a third and three times of it; 10 rounds,
+iid, no privacy, one seed) and prints validation accuracies; `--tuned` then runs the cells without
+privacy at each rule's best.
+
+SIZE There are 118 cells.
+
+What is in the JSON file already is not run again; Ctrl-C loses the cells that are under way, and so
+does a failing cell, which the next start tries again.
 
     python -m benchmarks.lora_rules --json FILE.json [--workers 2] [--only core] [--seeds 7]
 """
 
 import argparse
-import contextlib
-import itertools
 import json
+import multiprocessing
 import os
-import statistics
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from benchmarks.harness import machine_facts
-from intramural.core.config import check_config, read_table
-from intramural.core.errors import IntramuralError
-from intramural.core.federation import FederationConfig
-from intramural.core.files import write_json
-from intramural.core.site import load_site
-from intramural.server.watcher import Watcher
-from intramural.simulations.simulate import Simulation, simulate
-from intramural.simulations.sites import Deal
-
-HERE = Path(__file__).parent.parent / "examples" / "icd10"
-RULES = (
-    "fedavg",
-    "ffa-lora",
-    "rolora",
-    "fedsvd",
-    "fedex-lora",
-    "flora",
-    "flexlora",
-    "fedsa-lora",
+from benchmarks.lora_rules_cells import (
+    PARTS,
+    ROUNDS,
+    SEARCH_ROUNDS,
+    SEEDS,
+    SKEWED,
+    Cell,
+    cells,
+    run,
+    search_cells,
 )
-SEEDS = (7, 8, 9)
-MIXED = (4, 8, 16)
-ROUNDS, STEPS = 20, 4
+from benchmarks.lora_rules_table import found_of, notes_of, rates_of, search_table, table_of
+from intramural.core.files import write_json
+
+QUICK_ROUNDS = 2
+INTERRUPTED = 130
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One federation."""
+def run_all(todo: Sequence[Cell], found: dict[str, Any], options: argparse.Namespace) -> int:
+    """Run the cells on several processes, write the file after each, and count those that failed.
 
-    part: str
-    """'core', 'sites' or 'ranks'."""
-    rule: str
-    partition: str
-    epsilon: float | None
-    sites: int = 10
-    ranks: tuple[int, ...] = ()
-    seed: int
-
-    @property
-    def setting(self) -> tuple[Any, ...]:
-        """Return what cells of different rules and seeds share."""
-        return (self.part, self.partition, self.epsilon, self.sites, self.ranks)
-
-
-def cells() -> Iterator[Cell]:
-    """Yield the cells: a whole table for one seed, then the next seed."""
-    splits = ("iid", "dirichlet:0.1")
-    for seed in SEEDS:
-        for epsilon, partition, rule in itertools.product((None, 8.0), splits, RULES):
-            if rule != "fedsa-lora" or epsilon is None:
-                yield Cell(part="core", rule=rule, partition=partition, epsilon=epsilon, seed=seed)
-    for seed in SEEDS:
-        for rule in ("flora", "flexlora"):
-            yield Cell(
-                part="ranks", rule=rule, partition=splits[1], epsilon=None, ranks=MIXED, seed=seed
-            )
-    for sites, rule in itertools.product((3, 30), RULES):
-        yield Cell(
-            part="sites", rule=rule, partition=splits[0], epsilon=None, sites=sites, seed=SEEDS[0]
-        )
-
-
-def federation_of(cell: Cell, *, rounds: int = ROUNDS) -> FederationConfig:
-    """Return a cell's federation: the example's, with what the cell changes."""
-    table = read_table(HERE / "federation.toml")
-    table["federation"] |= {"rounds": rounds, "seed": cell.seed}
-    table["model"]["max_length"] = 32
-    table["training"]["local_steps"] = STEPS
-    table["strategy"] = {"rule": cell.rule}
-    table["sites"] = {"min": cell.sites}
-    table["evaluation"] = {"every": rounds}
-    if cell.ranks:
-        table["exchange"] |= {"rank": max(cell.ranks), "rank_min": min(cell.ranks)}
-        table["exchange"]["alpha"] = 2 * max(cell.ranks)  # the scale is that of all other cells
-    if cell.epsilon is not None:
-        table["training"] |= {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 2.0}
-        table["training"]["batch_size"] = 64
-        table["strategy"]["weights"] = "equal"
-        nominal = 6500 // cell.sites
-        table["privacy"] = {"unit": "record", "epsilon": cell.epsilon, "delta": 1e-5}
-        table["privacy"] |= {"clip_norm": 1.0, "nominal_records": nominal}
-    return check_config(table, FederationConfig, source="benchmark")
-
-
-def run(cell: Cell, *, rounds: int = ROUNDS) -> dict[str, Any]:
-    """Run one cell, and return its figures, or why it was refused."""
-    template = load_site(HERE / "site.toml")
-    compute = template.compute.model_copy(update={"threads": 1, "device": "cpu"})
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            deal = Deal(
-                federation=federation_of(cell, rounds=rounds),
-                template=template.model_copy(update={"compute": compute}),
-                sites=cell.sites,
-                partition=cell.partition,
-                folder=Path(folder) / "run",
-                ranks=cell.ranks,
-            )
-            plan = Simulation(deal=deal, engine="inprocess", compare=frozenset())
-            report = simulate(plan, watcher=Watcher())
-        except IntramuralError as error:
-            return {"refused": str(error)}
-    errors = [e for r in report["rounds"] if (e := r.get("aggregation_error")) is not None]
-    told = list((report["privacy"] or {}).values())
-    return {
-        "accuracy": report["final"]["federated"]["accuracy"],
-        "macro_f1": report["final"]["federated"]["macro_f1"],
-        "error_median": statistics.median(errors) if errors else None,
-        "error_max": max(errors) if errors else None,
-        "bytes_up": sum(r["bytes_up"] for r in report["rounds"]),
-        "bytes_down": sum(r["bytes_down"] for r in report["rounds"]),
-        "epsilon": max(site["epsilon"] for site in told) if told else None,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-
-
-def run_all(todo: Sequence[Cell], found: dict[str, Any], options: argparse.Namespace) -> None:
-    """Run the cells on several processes, and write the file after each."""
-    rounds = 2 if options.quick else ROUNDS
-    os.environ["OMP_NUM_THREADS"] = "1"
+    Raises:
+        BrokenProcessPool: A process was killed, mostly for want of memory.
+    """
+    failed = 0
+    rounds = SEARCH_ROUNDS if options.search else ROUNDS
+    rounds = QUICK_ROUNDS if options.quick else rounds
     with (
-        Progress() as progress,
-        ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool,
+        tempfile.TemporaryDirectory() as folder,
+        Progress(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")) as progress,
+        _processes(options.workers) as pool,
     ):
-        bar = progress.add_task("cells", total=len(todo))
-        under_way = {pool.submit(run, cell, rounds=rounds): cell for cell in todo}
-        try:
-            for done in as_completed(under_way):
-                found["rows"].append({"cell": key_of(under_way[done])} | done.result())
+        bar, began = progress.add_task("cells", total=len(todo)), time.monotonic()
+        under_way = {pool.submit(_run, cell, rounds, folder): cell for cell in todo}
+        for count, done in enumerate(as_completed(under_way), start=1):
+            error = done.exception()
+            if isinstance(error, BrokenProcessPool):
+                raise error
+            if error is not None:  # whatever it was, the other cells are worth having
+                failed += 1
+                words = f"failed: {under_way[done]}: {type(error).__name__}: {error}"
+                progress.console.print(words)
+            else:
+                found["rows"].append({"cell": under_way[done].key} | done.result())
                 write_json(options.json, found)
-                progress.advance(bar)
-        except KeyboardInterrupt:
-            for future in under_way:
-                future.cancel()
-            raise
+            left_s = (time.monotonic() - began) / count * (len(todo) - count)
+            progress.update(bar, advance=1, description=f"cells, {left_s / 60:.0f} minutes left")
+    return failed
 
 
-def key_of(cell: Cell) -> dict[str, Any]:
-    """Return the cell as the file has it."""
-    return asdict(cell) | {"ranks": list(cell.ranks)}
+@contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Yield processes of one thread each; on an error or Ctrl-C they are ended at once."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # theirs, for they start later
+    pool = ProcessPoolExecutor(
+        count,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+            process.join()
+        raise
+    pool.shutdown()
 
 
-def table_of(rows: Sequence[dict[str, Any]]) -> Table:
-    """Return the results, one line for each rule in each setting, in the order of the cells."""
-    table = Table(title="LoRA rules on ICD-10-CM titles: test accuracy, mean and sd over seeds")
-    for name in ("sites", "split", "epsilon", "rule", "accuracy", "sd", "macro-F1", "seeds"):
-        table.add_column(name)
-    for name in ("aggregation error", "MB up", "MB down", "s"):
-        table.add_column(name)
-    by_cell = {json.dumps(row["cell"], sort_keys=True): row for row in rows}
-    seen = []
-    for cell in cells():
-        if (cell.setting, cell.rule) in seen:
-            continue
-        seen.append((cell.setting, cell.rule))
-        keys = [json.dumps(key_of(replace(cell, seed=seed)), sort_keys=True) for seed in SEEDS]
-        same = [by_cell[key] for key in keys if key in by_cell]
-        if same:
-            table.add_row(*_figures(cell, same))
-    return table
+def _run(cell: Cell, rounds: int, folder: str) -> dict[str, Any]:
+    """Run one cell in a folder of its own, which is gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        return run(cell, rounds=rounds, folder=Path(own) / "run")
 
 
-def _figures(cell: Cell, rows: Sequence[dict[str, Any]]) -> list[str]:
-    ranks = f", ranks {'/'.join(map(str, cell.ranks))}" if cell.ranks else ""
-    epsilon = "none" if cell.epsilon is None else f"{cell.epsilon:g}"
-    head = [f"{cell.sites}{ranks}", cell.partition, epsilon, cell.rule]
-    if "refused" in rows[0]:
-        return [*head, "refused", "", "", str(len(rows)), "", "", "", ""]
-
-    def mean(name: str, scale: float = 1.0) -> float:
-        return statistics.fmean(row[name] for row in rows) / scale
-
-    accuracy = [row["accuracy"] for row in rows]
-    spread = f"{statistics.stdev(accuracy):.3f}" if len(accuracy) > 1 else ""
-    errors = [row["error_median"] for row in rows if row["error_median"] is not None]
-    error = f"{statistics.median(errors):.0e}" if errors else "personal B"
+def wanted(options: argparse.Namespace, rates: dict[str, float]) -> list[Cell]:
+    """Return the cells that the options name, in the order in which to run them."""
+    if options.search:
+        return list(search_cells())
+    seeds = options.seeds or (SEEDS[:1] if options.quick else SEEDS)
+    parts = options.only or (PARTS[:2] if options.quick else PARTS)
     return [
-        *head,
-        f"{mean('accuracy'):.3f}",
-        spread,
-        f"{mean('macro_f1'):.3f}",
-        str(len(rows)),
-        error,
-        f"{mean('bytes_up', 1e6):.0f}",
-        f"{mean('bytes_down', 1e6):.0f}",
-        f"{mean('seconds'):.0f}",
+        cell
+        for cell in cells(rates)
+        if cell.part in parts
+        and cell.seed in seeds
+        and (cell.partition == SKEWED or not options.quick)
     ]
 
 
-def main() -> None:
-    """Run what is not in the file yet, and print the table."""
+def main() -> int:
+    """Run what is not in the file yet, and print the table; exit code 1: a cell failed."""
+    options = _options()
+    found = json.loads(options.json.read_text()) if options.json.is_file() else {"rows": []}
+    if found["rows"] and options.quick != found.get("quick", False) and not options.table:
+        sys.exit(f"{options.json}: --quick and full results do not mix; use another --json")
+    known = found_of(found["rows"])
+    rates = rates_of(known) if options.tuned else {}
+    if options.tuned and not rates:
+        sys.exit(f"{options.json}: no search in it that --tuned could go by; run --search first")
+    code = 0
+    if not options.table:
+        found |= {"machine": machine_facts(), "quick": options.quick}
+        done = [row["cell"] for row in found["rows"]]
+        todo = [cell for cell in wanted(options, rates) if cell.key not in done]
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            code = min(run_all(todo, found, options), 1)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+    _print(found_of(found["rows"]), rates, search=options.search)
+    return code
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks.lora_rules",
         description=__doc__,
@@ -230,26 +160,25 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, required=True, help="results, read and added to")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="cells at a time")
-    parser.add_argument("--only", nargs="+", help="parts to run: core, ranks, sites")
-    parser.add_argument("--seeds", nargs="+", type=int, help="of which seeds")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to run")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, help="of which seeds")
     parser.add_argument("--quick", action="store_true", help="two rounds: does it run at all?")
+    parser.add_argument("--search", action="store_true", help="learning rates, by validation")
+    parser.add_argument("--tuned", action="store_true", help="with the rates that --search found")
     parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
-    options = parser.parse_args()
-    found = json.loads(options.json.read_text()) if options.json.is_file() else {"rows": []}
-    if not options.table:
-        found["machine"] = machine_facts()
-        done = [row["cell"] for row in found["rows"]]
-        todo = [
-            cell
-            for cell in cells()
-            if key_of(cell) not in done
-            and cell.part in (options.only or ("core", "ranks", "sites"))
-            and cell.seed in (options.seeds or SEEDS)
-        ]
-        with contextlib.suppress(KeyboardInterrupt):
-            run_all(todo, found, options)
-    Console(width=150).print(table_of(found["rows"]))
+    return parser.parse_args()
+
+
+def _print(found: dict[str, Any], rates: dict[str, float], *, search: bool) -> None:
+    console = Console(width=160)
+    if search:
+        console.print(search_table(found))
+        return
+    every = list(cells(rates))
+    console.print(table_of(every, found))
+    for note in notes_of(every, found):
+        console.print(note)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -165,7 +165,7 @@ class FederationConfig(Section):
     gate: Gate | None = None
     """absent: every round's arrays are kept"""
     asynchrony: Asynchrony | None = None
-    """absent: a round waits for its cohort. Not served yet: a federation with it is refused"""
+    """absent: a round waits for its cohort"""
     personal: Personal | None = None
     """absent: the sites use the federation's model as it is"""
 
@@ -202,6 +202,22 @@ class FederationConfig(Section):
         if self.gate.metric not in (known := [noised] if private else plain):
             raise ValueError(
                 f"gate.metric can be {known} here, not {self.gate.metric!r}; change it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _buffer_can_fill(self) -> "FederationConfig":
+        if self.asynchrony is None:
+            return self
+        if self.asynchrony.buffer > self.sites.min:
+            raise ValueError(
+                "asynchrony.buffer must be at most sites.min, or a round might wait for updates "
+                "that nobody is there to send; lower it"
+            )
+        if self.site_privacy is not None:
+            raise ValueError(
+                "site_privacy bounds the sum of one round's updates, and [asynchrony] mixes those "
+                "of several; remove one of the tables"
             )
         return self
 

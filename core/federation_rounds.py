@@ -89,10 +89,16 @@ class Gate(Section):
 
 
 class Asynchrony(Section):
-    """The table [asynchrony]; absent, a round waits for its cohort."""
+    """The table [asynchrony]; absent, a round waits for its cohort.
+
+    Sites that have not answered when a round closes go on, and their updates count in a later one.
+    sites.share is then the share of the sites that train at a time, and sites.deadline_s the time
+    after which a site that does not answer may be asked anew; a round is evaluated by the sites
+    whose updates are in it.
+    """
 
     buffer: Count
-    """updates that close a round, whichever round's arrays they started from"""
+    """updates that close a round, whichever round's arrays they started from; at most sites.min"""
     staleness_max: Natural = 10
     """rounds that an update may be late; a later one is left out"""
     staleness_power: Annotated[float, Field(ge=0, strict=True)] = 0.5

@@ -19,7 +19,7 @@ from intramural.core.files import sync_folder, write_atomic
 from intramural.core.layout import Vector
 
 GENERATIONS = 2
-_STATE = "state/"
+_STATE, _START = "state/", "start/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,13 @@ class Checkpoint:
     """The rule's state."""
     history: list[dict[str, Any]] = field(repr=False)
     """What the report says of each round so far."""
+    flights: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """With [asynchrony]: who trains, from which round's arrays, and until when that is waited for,
+    on the coordinator's clock."""
+    starts: dict[int, Vector] = field(default_factory=dict, repr=False)
+    """The arrays that those rounds started from; at most asynchrony.staleness_max of them."""
+    world: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What a simulation needs beside, to go on as if it had not stopped; see `Setting.world`."""
 
 
 def _paths(folder: Path, round_: int) -> tuple[Path, Path]:
@@ -75,6 +82,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) 
     arrays_path, facts_path = _paths(folder, checkpoint.round)
     partial = arrays_path.with_suffix(f".{os.getpid()}.partial")
     named = {_STATE + name: np.ascontiguousarray(a) for name, a in checkpoint.state.items()}
+    named |= {f"{_START}{round_}": vector for round_, vector in checkpoint.starts.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left_over in folder.glob("*.partial"):  # by a run that was killed while it wrote
@@ -97,6 +105,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) 
             "arrays": _digest_arrays(vector, named),
             "history": checkpoint.history,
         }
+        if checkpoint.flights or checkpoint.world:
+            facts |= {"flights": checkpoint.flights, "world": checkpoint.world}
         told = canonical_json(facts | {"digest": digest_json(facts)})
         write_atomic(facts_path, told + b"\n", sync=sync)
     except (OSError, SafetensorError) as error:
@@ -138,6 +148,13 @@ def _load(facts_path: Path) -> Checkpoint:
         manifest=facts["manifest"],
         layout=facts["layout"],
         vector=vector,
-        state={name.removeprefix(_STATE): array for name, array in arrays.items()},
+        state=_below(_STATE, arrays),
         history=facts["history"],
+        flights={site: (int(r), s) for site, (r, s) in facts.get("flights", {}).items()},
+        starts={int(number): array for number, array in _below(_START, arrays).items()},
+        world=facts.get("world", {}),
     )
+
+
+def _below(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}

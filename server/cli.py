@@ -36,9 +36,11 @@ def check_command(
         config = load_config(file, FederationConfig)
         name = config.federation.name
         found = {"file": str(file), "kind": "federation", "name": name, "manifest": config.digest}
+        from intramural.models.personal_check import check_personal
         from intramural.strategies.registry import check_rule  # here: other commands need no NumPy
 
         check_rule(config)
+        check_personal(config)
         if config.privacy is not None:
             from intramural.privacy.plan import PrivacyPlan  # here: accounting takes seconds
 

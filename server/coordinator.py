@@ -1,24 +1,17 @@
 """Coordinator: carries out what the RoundMachine asks for, over a Flower Grid."""
 
+from itertools import chain
+
 from intramural.core.errors import AggregationError, round_error
-from intramural.core.messages import (
-    Evaluated,
-    EvaluateRequest,
-    Refusal,
-    Request,
-    Split,
-    TrainRequest,
-    Update,
-)
+from intramural.core.messages import Evaluated, Refusal, Update
 from intramural.core.route import Uplinks
 from intramural.core.seeds import generator
-from intramural.core.wire import encode_vector
 from intramural.server import machine
+from intramural.server.asking import Asking, flights_of
 from intramural.server.checkpoint import Checkpoint, save_checkpoint
 from intramural.server.crowd import Crowd
 from intramural.server.directory import GREETING, Directory
 from intramural.server.ledger_watch import ROLLED_BACK, LedgerWatch
-from intramural.server.lost import ABSENT, Lost
 from intramural.server.machine import Phase
 from intramural.server.post import Arrival
 from intramural.server.rollback import Rollback
@@ -38,15 +31,8 @@ class Coordinator:
         federation = setting.federation
         self.setting = setting
         self._uplinks = Uplinks(federation, setting.layout)
-        self.rules = machine.Rules(
-            rounds=federation.federation.rounds,
-            sites_min=federation.sites.min,
-            share=federation.sites.share,
-            quorum=federation.sites.quorum,
-            deadline_s=federation.sites.deadline_s,
-            evaluate_every=federation.evaluations_every,
-        )
-        self.state = machine.State(committed=start.round)
+        self.rules = setting.rules
+        self.state = machine.State(committed=start.round, flights=flights_of(setting, start))
         self.vector = start.vector
         self.memory = start.state
         self.history = list(start.history)
@@ -54,8 +40,13 @@ class Coordinator:
         self.directory = self._directory()
         self._fold: Fold | None = None
         self._rollback = Rollback(federation.gate)
-        self._lost = Lost(setting.again)
-        self._request: Request | None = None
+        self._asking = Asking(
+            setting,
+            self.directory,
+            starts=start.starts,
+            standing=lambda: self.state,
+            receive=self._receive,
+        )
         self._tally = Tally(federation.task.kind)
         self._shown = ""
         self._opened_s = 0.0
@@ -115,32 +106,22 @@ class Coordinator:
 
     def _collect(self) -> None:
         """Take in the replies that have come, one at a time, and look at the clock."""
-        came = False
-        for arrival in self.setting.post.arrivals():
+        came, is_training = False, self.state.phase is Phase.TRAIN
+        left = Phase.TRAIN if self.rules.buffer and not is_training else None  # for the next round
+        for arrival in chain(self._asking.held(), self.setting.post.arrivals(but=left)):
             came = True
             self._receive(arrival)
             del arrival  # the next reply is made while this name would keep the last one
             self._tick()
-        self._ask_again()
+        self._asking.ask_again(self._judge)
         self._tick()
         if not came and self.state.phase in (Phase.TRAIN, Phase.EVALUATE, Phase.TEST):
             self.setting.sleep(self.setting.poll_s)
 
-    def _ask_again(self) -> None:
-        """Send a lost request to a site that is back; at the deadline it counts as a failure."""
-        now = self.setting.clock()
-        if now >= self.state.deadline_s:
-            self._lost.give_up(self._judge)
-        elif self._lost.due(now):
-            settled = self.directory.greet(self._receive)
-            if not settled and self._lost.waited_s(now) < self.setting.greeting_s:
-                return  # a new node may be a lost site's; one that is silent holds up no other
-            sites = self._lost.back(self.directory.nodes)
-            if sites and self._request is not None:
-                self.setting.journal.append("asked-again", round=self.state.round, sites=sites)
-                self._send(self._request, sites)
-
     def _tick(self) -> None:
+        is_training, buffer = self.state.phase is Phase.TRAIN, self.rules.buffer
+        if buffer and is_training and len(self.state.counted) == buffer:
+            self._asking.give_up(self._judge)  # in the next round they are asked anew
         before = self.state
         event = machine.Tick(now_s=self.setting.clock())
         outcome = machine.step(self.rules, before, event)
@@ -151,16 +132,16 @@ class Coordinator:
 
     def _receive(self, arrival: Arrival) -> None:
         """Offer one reply to the machine; it counts only if the rule or the sums can use it."""
-        asked = (self.state.phase.value, self.state.round, self.state.attempt)
-        if self.directory.took(arrival):
-            return
-        if arrival.tag != asked or not self._lost.took(arrival, now_s=self.setting.clock()):
+        if not self.directory.took(arrival) and not self._asking.keeps(arrival):
             self._judge(arrival)
 
     def _judge(self, arrival: Arrival) -> None:
         setting, site, (phase, round_, _) = self.setting, arrival.site, arrival.tag
         problem = unusable(arrival, setting.federation, layout=self._uplinks(round_).digest)
         state, effects = self._offer(arrival, good=problem is None)
+        if machine.Hold(site=site) in effects:
+            self._asking.hold(arrival)
+            return
         if machine.Count(site=site) in effects:
             problem = self._count(arrival)
             if problem is not None:  # the machine is pure: ask again, and forget the first answer
@@ -234,6 +215,11 @@ class Coordinator:
                         "discarded", round=effect.round, reason=effect.reason
                     )
                     self.setting.watcher.noticed(effect.reason)
+                case machine.Lack():
+                    self.setting.journal.append("lack", round=effect.round, reason=effect.reason)
+                    self.setting.watcher.noticed(effect.reason)
+                case machine.Expired():
+                    self.directory.missed(effect.site)
                 case machine.Wait():
                     told = f"{effect.reason} ({self.directory.why})"
                     if told != self._shown:  # it comes with every look for sites
@@ -256,32 +242,13 @@ class Coordinator:
         setting.journal.append(
             "opened", round=effect.round, attempt=self.state.attempt, sites=cohort
         )
-        self._fold = setting.rule.begin(self.memory, self.vector, round=effect.round)
-        self._tally.losses = {}
+        if self._fold is None:  # with a buffer, what has counted stays
+            self._fold = setting.rule.begin(self.memory, self.vector, round=effect.round)
+            self._tally.losses = {}
         self.state = machine.chosen(self.rules, self.state, frozenset(cohort), setting.clock())
-        request = TrainRequest(
-            manifest=setting.federation.digest,
-            run=setting.run,
-            round=effect.round,
-            layout=setting.layout.digest,
-            vector=self.vector,
-        )
-        setting.watcher.opened(effect.round, cohort)
-        self._begin_asking(request, cohort)
-
-    def _begin_asking(self, request: Request, sites: list[str]) -> None:
-        self._request = request
-        self._lost.clear()
-        self._send(request, sites)
-
-    def _send(self, request: Request, sites: list[str]) -> None:
-        tag = (self.state.phase.value, self.state.round, self.state.attempt)
-        here = self.directory.nodes
-        nodes = {site: here[site] for site in sites if site in here}
-        self.setting.post.send(request, nodes, tag=tag, vector=encode_vector(self.vector))
-        for site in sorted(site for site in sites if site not in here):
-            # it trained, and left before evaluation
-            self._receive(Arrival(site=site, node=0, tag=tag, reply=None, problem=ABSENT))
+        asked = sorted(f.site for f in self.state.flights) if self.rules.buffer else cohort
+        setting.watcher.opened(effect.round, asked)
+        self._asking.train(self.vector, cohort)
 
     def _aggregate(self) -> None:
         assert self._fold is not None
@@ -292,19 +259,9 @@ class Coordinator:
         self._fold = None
 
     def _ask_evaluation(self, effect: machine.Evaluate) -> None:
-        setting, sites = self.setting, sorted(effect.sites)
         self._tally.sums = {}
-        split: Split = effect.split
-        request = EvaluateRequest(
-            manifest=setting.federation.digest,
-            run=setting.run,
-            round=effect.round,
-            layout=setting.layout.digest,
-            split=split,
-            vector=self.vector,
-        )
-        setting.watcher.evaluating(effect.round, split, sites)
-        self._begin_asking(request, sites)
+        self.setting.watcher.evaluating(effect.round, effect.split, sorted(effect.sites))
+        self._asking.evaluate(effect, self.vector)
 
     def _commit(self, round_: int) -> None:
         """Make the round durable: checkpoint first, then the journal says so."""
@@ -337,6 +294,9 @@ class Coordinator:
                 vector=self.vector,
                 state=self.memory,
                 history=self.history,
+                flights={f.site: (f.round, f.until_s) for f in self.state.flights},
+                starts=self._asking.starts() if self.rules.buffer else {},
+                world=setting.world() if self.rules.buffer and setting.world is not None else {},
             ),
             sync=setting.durable,
         )

@@ -6,180 +6,49 @@ can be tried in seconds.
 
 Phases of one round:  WAIT -> TRAIN -> (EVALUATE) -> next round; after the last: TEST -> DONE.
 A round is committed when its evaluation has closed; until then a crash repeats the round whole.
+
+With a buffer (FedBuff, Nguyen et al. 2022, Algorithm 1, https://arxiv.org/abs/2106.06639) TRAIN
+ends when so many updates have counted. Sites still at work go on; what they bring counts in a
+later round, unless it is too late. Whoever has answered is asked again in the next round.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil
 
-from intramural.core.messages import Split
+from intramural.server.moves import (
+    Aggregate,
+    Answer,
+    Choose,
+    Commit,
+    Count,
+    Discard,
+    Effect,
+    Evaluate,
+    Event,
+    Expired,
+    Finish,
+    Flight,
+    Hold,
+    Ignore,
+    Lack,
+    Outcome,
+    Phase,
+    Rules,
+    Sites,
+    State,
+    Tick,
+    Wait,
+)
 
-
-class Phase(StrEnum):
-    """Where a run stands."""
-
-    WAIT = "wait"
-    TRAIN = "train"
-    EVALUATE = "evaluate"
-    TEST = "test"
-    DONE = "done"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """What a run's machine goes by; fixed for the run."""
-
-    rounds: int
-    sites_min: int
-    share: float = 1.0
-    """Share of the eligible sites drawn for a cohort."""
-    quorum: float = 1.0
-    """Share of the cohort that closes a phase after the deadline."""
-    deadline_s: float = 3600.0
-    evaluate_every: int = 1
-    """0: never."""
-    attempts_max: int = 3
-    """Times a round may fail before the run stops; see `State.failures`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """Where a run stands; `committed` alone survives a crash."""
-
-    committed: int = 0
-    """Rounds committed."""
-    phase: Phase = Phase.WAIT
-    attempt: int = 1
-    """Attempt at the current round, from 1; may exceed `attempts_max`, as not every one counts."""
-    failures: int = 0
-    """Attempts at it that would have missed their quorum even with the excused sites' answers."""
-    cohort: frozenset[str] = frozenset()
-    """Sites asked in this phase."""
-    answered: frozenset[str] = frozenset()
-    """Sites that answered in this phase, well or badly."""
-    counted: frozenset[str] = frozenset()
-    """Sites whose answer counts in this phase."""
-    excused: frozenset[str] = frozenset()
-    """Sites that answered badly in this phase, for a reason that is waited for."""
-    trained: frozenset[str] = frozenset()
-    """Sites whose update is in the current round's aggregate."""
-    deadline_s: float = 0.0
-    """Clock reading after which a quorum closes the phase."""
-
-    @property
-    def round(self) -> int:
-        """The round being worked on, or the last one when all are done."""
-        return self.committed + (self.phase not in (Phase.TEST, Phase.DONE))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sites:
-    """Event: these sites are connected and can take part; also tells the time."""
-
-    eligible: Sequence[str]
-    """In order of their names."""
-    now_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """Event: a site answered a request of some phase, attempt and round."""
-
-    site: str
-    phase: Phase
-    round: int
-    attempt: int
-    good: bool
-    """False: it refused, failed, or its answer was invalid."""
-    excused: bool = False
-    """It refused for a reason that its people can mend; says nothing of a good answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tick:
-    """Event: time has passed."""
-
-    now_s: float
-
-
-Event = Sites | Answer | Tick
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choose:
-    """Effect: draw a cohort of `size` and train; answer with `chosen`."""
-
-    round: int
-    eligible: Sequence[str]
-    size: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Count:
-    """Effect: fold this site's answer, just received, into the phase's result."""
-
-    site: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ignore:
-    """Effect: drop this site's answer."""
-
-    site: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Aggregate:
-    """Effect: close the round's fold and make the new arrays."""
-
-    round: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Effect: ask these sites to evaluate the current arrays."""
-
-    round: int
-    split: Split
-    sites: frozenset[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Commit:
-    """Effect: make the round durable. The next round starts from here."""
-
-    round: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Discard:
-    """Effect: throw the round's fold away; the round is tried again."""
-
-    round: int
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wait:
-    """Effect: show why nothing happens."""
-
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finish:
-    """Effect: the run is over."""
-
-    failed: str | None = None
-
-
-Effect = Choose | Count | Ignore | Aggregate | Evaluate | Commit | Discard | Wait | Finish
-Outcome = tuple[State, tuple[Effect, ...]]
+__all__ = [
+    "Aggregate", "Answer", "Choose", "Commit", "Count", "Discard", "Effect", "Evaluate", "Event",
+    "Expired", "Finish", "Flight", "Hold", "Ignore", "Lack", "Outcome", "Phase", "Rules", "Sites",
+    "State", "Tick", "Wait", "chosen", "share_of", "step",
+]  # fmt: skip
+NOBODY: frozenset[str] = frozenset()
 
 
 def step(rules: Rules, state: State, event: Event) -> Outcome:
@@ -189,8 +58,12 @@ def step(rules: Rules, state: State, event: Event) -> Outcome:
     match event:
         case Sites() if state.phase is Phase.WAIT:
             return _open(rules, state, event)
+        case Answer() if rules.buffer and event.phase is Phase.TRAIN:
+            return _landed(rules, state, event)
         case Answer():
-            return _answer(rules, state, event)
+            return _answer(state, event)
+        case Tick() if state.phase is Phase.TRAIN and rules.buffer:
+            return _close_if_full(rules, state, event.now_s)
         case Tick() if state.phase is not Phase.WAIT:
             return _close_if_due(rules, state, event.now_s)
     return state, ()
@@ -204,7 +77,13 @@ def _open(rules: Rules, state: State, event: Sites) -> Outcome:
         reason = f"round {state.round} waits: {count} of {rules.sites_min} sites are ready"
         return state, (Wait(reason=reason),)
     size = max(rules.sites_min, share_of(rules.share, count))
-    return state, (Choose(round=state.round, eligible=event.eligible, size=size),)
+    if not rules.buffer:
+        return state, (Choose(round=state.round, eligible=event.eligible, size=size),)
+    busy = {flight.site for flight in state.flights} | state.counted
+    idle = [site for site in event.eligible if site not in busy]
+    size = min(len(idle), max(0, size - len(state.flights)))
+    assert size or state.flights, "the buffer is at most sites_min, and so somebody is left to ask"
+    return state, (Choose(round=state.round, eligible=idle, size=size),)
 
 
 @lru_cache(maxsize=256)
@@ -216,6 +95,10 @@ def share_of(share: float, count: int) -> int:
 def chosen(rules: Rules, state: State, cohort: frozenset[str], now_s: float) -> State:
     """Return the state after a cohort was drawn: training has begun."""
     assert state.phase is Phase.WAIT, state.phase
+    if rules.buffer:
+        until_s = now_s + rules.deadline_s
+        asked = {Flight(site=site, round=state.round, until_s=until_s) for site in cohort}
+        return replace(state, phase=Phase.TRAIN, excused=NOBODY, flights=state.flights.union(asked))
     assert len(cohort) >= rules.sites_min
     return _collect(rules, state, Phase.TRAIN, cohort, now_s)
 
@@ -223,20 +106,18 @@ def chosen(rules: Rules, state: State, cohort: frozenset[str], now_s: float) -> 
 def _collect(
     rules: Rules, state: State, phase: Phase, cohort: frozenset[str], now_s: float
 ) -> State:
-    nobody: frozenset[str] = frozenset()
-    deadline_s = now_s + rules.deadline_s
     return replace(
         state,
         phase=phase,
         cohort=cohort,
-        answered=nobody,
-        counted=nobody,
-        excused=nobody,
-        deadline_s=deadline_s,
+        answered=NOBODY,
+        counted=NOBODY,
+        excused=NOBODY,
+        deadline_s=now_s + rules.deadline_s,
     )
 
 
-def _answer(rules: Rules, state: State, event: Answer) -> Outcome:
+def _answer(state: State, event: Answer) -> Outcome:
     asked = (state.phase, state.round, state.attempt)
     if (event.phase, event.round, event.attempt) != asked:
         return state, (Ignore(site=event.site, reason="stale"),)
@@ -249,6 +130,35 @@ def _answer(rules: Rules, state: State, event: Answer) -> Outcome:
         excused = {event.site} if event.excused else set()
         return replace(after, excused=after.excused | excused), ()
     return replace(after, counted=after.counted | {event.site}), (Count(site=event.site),)
+
+
+def _landed(rules: Rules, state: State, event: Answer) -> Outcome:
+    """Take in the answer of a flight, which belongs to no attempt: its arrays are the same."""
+    asked = (event.site, event.round)
+    flight = next((f for f in state.flights if (f.site, f.round) == asked), None)
+    if flight is None:  # it was given up as too late, or is answered already
+        reason = "stale" if event.round < state.round else "not-asked"
+        return state, (Ignore(site=event.site, reason=reason),)
+    collects = state.phase is Phase.TRAIN and len(state.counted) < rules.buffer
+    if event.good and not collects:
+        return state, (Hold(site=event.site),)
+    after = replace(state, flights=state.flights - {flight})
+    if not event.good:
+        excused = {event.site} if event.excused and collects else set()
+        return replace(after, excused=after.excused | excused), ()
+    return replace(after, counted=after.counted | {event.site}), (Count(site=event.site),)
+
+
+def _close_if_full(rules: Rules, state: State, now_s: float) -> Outcome:
+    late = {flight for flight in state.flights if now_s >= flight.until_s}
+    expired = tuple(Expired(site=site) for site in sorted(flight.site for flight in late))
+    state = replace(state, flights=state.flights - late)
+    effects: tuple[Effect, ...] = ()
+    if len(state.counted) == rules.buffer:
+        state, effects = _trained(rules, state, now_s)
+    elif not state.flights:
+        state, effects = _retry(rules, state, rules.buffer)
+    return state, (*expired, *effects)
 
 
 def _close_if_due(rules: Rules, state: State, now_s: float) -> Outcome:
@@ -273,6 +183,9 @@ def _retry(rules: Rules, state: State, needed: int) -> Outcome:
         failed = replace(state, phase=Phase.FAILED, failures=failures)
         return failed, (discard, Finish(failed=reason))
     again = State(committed=state.committed, attempt=state.attempt + 1, failures=failures)
+    if rules.buffer:  # what has counted stays: nobody shall train it twice
+        lack = Lack(round=state.round, reason=reason)
+        return replace(again, counted=state.counted), (lack,)
     return again, (discard,)
 
 
@@ -291,8 +204,10 @@ def _trained(rules: Rules, state: State, now_s: float) -> Outcome:
 
 
 def _committed(rules: Rules, state: State) -> Outcome:
-    after = State(committed=state.committed + 1)
-    return after, (Commit(round=after.committed),)
+    done = state.committed + 1
+    # in the next round, done + 1, these are late by done + 1 - round
+    flights = frozenset(f for f in state.flights if done + 1 - f.round <= rules.staleness_max)
+    return State(committed=done, flights=flights), (Commit(round=done),)
 
 
 def _test(rules: Rules, state: State, eligible: Sequence[str], now_s: float) -> Outcome:

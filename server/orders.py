@@ -110,9 +110,11 @@ def place_order(
         TrustError: The signing key cannot be read.
     """
     federation = load_config(federation_file, FederationConfig)
+    from intramural.models.personal_check import check_personal
     from intramural.strategies.registry import check_rule  # here: other commands need no NumPy
 
     check_rule(federation)
+    check_personal(federation)
     if federation.privacy is not None:
         from intramural.privacy.plan import PrivacyPlan  # here: accounting takes seconds
 

@@ -107,11 +107,15 @@ class Post:
                 site=site, node=nodes[site], tag=tag, digest=letter.digest
             )
 
-    def arrivals(self) -> Iterator[Arrival]:
-        """Yield the replies that have come, each forgotten once the next is asked for."""
-        if not self._waiting:
+    def arrivals(self, *, but: str | None = None) -> Iterator[Arrival]:
+        """Yield the replies that have come, each forgotten once the next is asked for.
+
+        Those to requests of phase `but` stay where they are.
+        """
+        wanted = [message_id for message_id, s in self._waiting.items() if s.tag[0] != but]
+        if not wanted:
             return
-        for message in self._grid.pull_messages(list(self._waiting)):
+        for message in self._grid.pull_messages(wanted):
             sent = self._waiting.pop(message.metadata.reply_to_message_id, None)
             if sent is not None:
                 arrival = self._open(message, sent)

@@ -12,6 +12,7 @@ from intramural.core.layout import Layout, Vector
 from intramural.core.metrics import Sums
 from intramural.server.directory import Manners
 from intramural.server.lost import Again
+from intramural.server.moves import Rules
 from intramural.server.post import Post
 from intramural.server.watcher import Watcher
 from intramural.strategies.rule import Rule
@@ -59,5 +60,24 @@ class Setting:
     """How nodes are greeted that come back, wait or fall silent; None: each once."""
     added: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """What a simulation adds to a round's record, or puts in a key's place; asked at a commit."""
+    world: Callable[[], dict[str, Any]] | None = None
+    """What a simulation keeps of its clock and of requests under way; asked at a commit of an
+    asynchronous round. With it the clock of a resumed run goes on where it stopped."""
     crowd: int | None = None
     """A large simulation's number of sites, which nobody greets; None: they are greeted."""
+
+    @property
+    def rules(self) -> Rules:
+        """What the machine goes by."""
+        federation = self.federation
+        late = federation.asynchrony
+        return Rules(
+            rounds=federation.federation.rounds,
+            sites_min=federation.sites.min,
+            share=federation.sites.share,
+            quorum=federation.sites.quorum,
+            deadline_s=federation.sites.deadline_s,
+            evaluate_every=federation.evaluations_every,
+            buffer=late.buffer if late is not None else 0,
+            staleness_max=late.staleness_max if late is not None else 0,
+        )

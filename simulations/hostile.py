@@ -1,5 +1,6 @@
 """Hostile: what a simulated attacker makes of an honest update, in the letter that carries it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import assert_never
 
@@ -8,43 +9,86 @@ from flwr.app import Message
 
 from intramural.core.layout import Vector
 from intramural.core.wire import to_letter, to_records
+from intramural.simulations import attacks
 from intramural.simulations.scenario import Attack
 
+COLLUSIVE: frozenset[Attack] = frozenset({"alie", "ipm", "min-max", "min-sum", "mimic"})
+"""Attacks made of the honest updates of all sites of the group; they know no others."""
 
-def spoil(reply: Message, attack: Attack, *, strength: float, rng: np.random.Generator) -> bool:
+
+def honest_update(reply: Message) -> Vector | None:
+    """Return a copy of the update in a reply, float32; None where it carries none."""
+    if reply.has_error():
+        return None
+    letter = to_letter(reply.content)
+    return None if letter.vector is None else np.frombuffer(letter.vector, dtype="<f4").copy()
+
+
+def spoil(
+    reply: Message,
+    attack: Attack,
+    *,
+    strength: float,
+    rng: np.random.Generator,
+    known: Sequence[Vector] = (),
+) -> bool:
     """Put a hostile update in an honest one's place; False: the reply carries none.
 
     A simulation's letters have no seals, so a changed one is as good as the site's own.
     """
-    if reply.has_error():
+    honest = honest_update(reply)
+    if honest is None:
         return False
     letter = to_letter(reply.content)
-    if letter.vector is None:
-        return False
-    honest = np.frombuffer(letter.vector, dtype="<f4")
-    spoilt = attacked(honest, attack, strength=strength, rng=rng)
+    spoilt = attacked(honest, attack, strength=strength, rng=rng, known=known)
     reply.content = to_records(replace(letter, vector=spoilt.tobytes()))
     return True
 
 
-def attacked(delta: Vector, attack: Attack, *, strength: float, rng: np.random.Generator) -> Vector:
+def attacked(
+    delta: Vector,
+    attack: Attack,
+    *,
+    strength: float,
+    rng: np.random.Generator,
+    known: Sequence[Vector] = (),
+) -> Vector:
     """Return a hostile update, float32, shape as `delta`.
 
     'sign-flip' is the update times -strength, 'scale' times strength. 'noise' is Gaussian with
     `strength` times the update's root mean square as its deviation; 'constant' is that number
-    everywhere.
+    everywhere. 'free-rider' is zeros, 'nan' and 'inf' are these everywhere.
+
+    Those of `COLLUSIVE` are made of `known`, the group's honest updates, of which `delta` is one:
+    see `attacks`. `strength` is z of 'alie', epsilon of 'ipm', and the share of the largest
+    deviation of 'min-max' and 'min-sum'. 'mimic' has all send one of the group's updates.
     """
-    squares = np.square(delta, dtype=np.float64)
-    size = strength * float(np.sqrt(squares.mean())) if delta.size else 0.0
+    rows = list(known) or [delta]
     match attack:
         case "sign-flip":
-            found = delta * np.float32(-strength)
+            found = attacks.sign_flip(delta, strength=strength)
         case "scale":
             found = delta * np.float32(strength)
         case "noise":
-            found = size * rng.standard_normal(delta.shape)
+            found = attacks.gaussian(delta, strength=strength, rng=rng)
         case "constant":
-            found = np.full(delta.shape, size)
+            found = attacks.constant(delta, strength=strength)
+        case "free-rider":
+            found = np.zeros_like(delta)
+        case "nan":
+            found = np.full_like(delta, np.nan)
+        case "inf":
+            found = np.full_like(delta, np.inf)
+        case "alie":
+            found = attacks.alie(rows, z=strength)
+        case "ipm":
+            found = attacks.ipm(rows, epsilon=strength)
+        case "min-max":
+            found = attacks.min_max(rows, share=strength)
+        case "min-sum":
+            found = attacks.min_sum(rows, share=strength)
+        case "mimic":
+            found = rows[attacks.mimic_victim(rows)]
         case _:
             assert_never(attack)
-    return found.astype("<f4")
+    return found.astype("<f4", copy=False)

@@ -21,7 +21,20 @@ Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
 Hour = Annotated[float, Field(ge=0, le=24, strict=True)]
 Offset = Annotated[float, Field(ge=-24, le=24, strict=True)]
 Strength = Annotated[float, Field(gt=0, le=1e6, strict=True)]
-Attack = Literal["sign-flip", "scale", "noise", "constant"]
+Attack = Literal[
+    "sign-flip",
+    "scale",
+    "noise",
+    "constant",
+    "free-rider",
+    "nan",
+    "inf",
+    "alie",
+    "ipm",
+    "min-max",
+    "min-sum",
+    "mimic",
+]
 
 
 class Group(Section):
@@ -54,9 +67,11 @@ class Group(Section):
     off_hours: Positive | None = None
     """mean hours they stay away, exponentially distributed; with `on_hours`"""
     hostile: Attack | None = None
-    """what they make of each update: 'sign-flip', 'scale', 'noise' or 'constant'"""
+    """what they make of each update: 'sign-flip', 'scale', 'noise', 'constant', 'free-rider', 'nan'
+    or 'inf'; or, of all the group's honest ones: 'alie', 'ipm', 'min-max', 'min-sum' or 'mimic'"""
     strength: Strength = 1.0
-    """factor of 'sign-flip' and 'scale'; of 'noise' and 'constant', size / the update's own"""
+    """factor of 'sign-flip' and 'scale'; of 'noise' and 'constant', size / the update's own; of
+    'alie' z, of 'ipm' epsilon, of 'min-max' and 'min-sum' share of the largest deviation"""
 
     @model_validator(mode="after")
     def _is_possible(self) -> "Group":

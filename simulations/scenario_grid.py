@@ -6,7 +6,6 @@ reply will come go to the grid within, which computes them as it always does: a 
 trains nothing here, and its privacy ledger is not charged, as a real one's may be.
 """
 
-import itertools
 import json
 import time
 from collections import Counter
@@ -20,15 +19,17 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from intramural.core.federation import FederationConfig
+from intramural.core.layout import Vector
 from intramural.core.seeds import generator
 from intramural.core.wire import RECORD, payload_bytes, to_letter
 from intramural.server.lost import Again
 from intramural.server.setting import Setting
 from intramural.simulations.fate import Errand, Fate, fate_of
-from intramural.simulations.hostile import spoil
+from intramural.simulations.hostile import COLLUSIVE, honest_update, spoil
 from intramural.simulations.presence import Presence
 from intramural.simulations.scenario import Group, Scenario
 from intramural.simulations.sim_clock import SimClock
+from intramural.simulations.under_way import Sent, UnderWay
 
 ASKED = (MessageType.TRAIN, MessageType.EVALUATE)
 HAPPENINGS = ("unavailable", "drop_outs", "crashes", "left", "expired", "hostile")
@@ -58,15 +59,26 @@ class _Parcel:
     place: int
     """Among all messages."""
     fate: Fate
+    is_again: bool
+    """A restarted run repeats it."""
 
 
 class ScenarioGrid(Grid):
     """Delays, loses and spoils what another grid delivers, and lets the clock say when."""
 
     def __init__(
-        self, inner: Grid, scenario: Scenario, clock: SimClock, federation: FederationConfig
+        self,
+        inner: Grid,
+        scenario: Scenario,
+        clock: SimClock,
+        federation: FederationConfig,
+        *,
+        world: dict[str, Any] | None = None,
     ) -> None:
-        """Play `scenario` over `inner`; the federation's seed decides who and when."""
+        """Play `scenario` over `inner`; the federation's seed decides who and when.
+
+        `world` is what `world()` returned when the checkpoint was written that a run goes on from.
+        """
         self.scenario = scenario
         self.clock = clock
         self._inner = inner
@@ -76,10 +88,10 @@ class ScenarioGrid(Grid):
         self._pause_s = Again().pause_s
         self._sites = _sites_of(scenario, sorted(inner.get_node_ids()), seed=self._seed)
         self._parcels: dict[str, _Parcel] = {}
-        self._places = itertools.count()
-        self._times: Counter[tuple[int, str, int]] = Counter()
-        self._busy: dict[int, float] = {}
+        self._under_way = UnderWay(world or {})
         self._happened: Counter[str] = Counter()
+        self._early: dict[str, Message] = {}
+        self._known: dict[tuple[Any, ...], Vector] = {}
         self._begun_real_s: float | None = None
         self._measured_s: float | None = None
         clock.follow(self._next_change)
@@ -93,6 +105,7 @@ class ScenarioGrid(Grid):
             sleep=self.clock.sleep,
             again=Again() if self.scenario.ask_again else None,
             added=self.added,
+            world=self.world,
             crowd=None,  # who is there changes: the sites are greeted, however many
         )
 
@@ -106,6 +119,10 @@ class ScenarioGrid(Grid):
             "scenario": {"at_s": round(self.clock.now_s, 3)}
             | {name: happened[name] for name in HAPPENINGS},
         }
+
+    def world(self) -> dict[str, Any]:
+        """Return what a resumed run needs to play on as this one does."""
+        return self._under_way.to_json(now_s=self.clock.now_s)
 
     def groups(self) -> dict[str, int]:
         """Return the number of sites by group."""
@@ -135,7 +152,9 @@ class ScenarioGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that are connected at this time."""
         now_s = self.clock.now_s
-        return [node for node, site in self._sites.items() if site.presence.is_here(now_s)]
+        here = [node for node, site in self._sites.items() if site.presence.is_here(now_s)]
+        self._under_way.met.intersection_update(here)
+        return here
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Decide what comes of each message; those with a reply go on to the grid within."""
@@ -153,7 +172,7 @@ class ScenarioGrid(Grid):
             self.clock.alarm(parcel.fate.at_s)
             if lost:
                 self.clock.alarm(parcel.fate.at_s + self._pause_s)  # when it may be asked anew
-                self._happened[parcel.fate.cause] += 1
+                self._happened[parcel.fate.cause] += not parcel.is_again
             found.append(message_id)
         return found
 
@@ -200,13 +219,26 @@ class ScenarioGrid(Grid):
     def _parcel(self, message: Message, *, beside: int) -> _Parcel:
         """Return a message with its fate; `beside` messages share the coordinator's line."""
         site = self._sites[message.metadata.dst_node_id]
-        key = _key_of(message)
-        times = self._times[site.number, *key]
-        self._times[site.number, *key] += 1
-        rng = generator(self._seed, "scenario-fate", *key, site.number, times)
-        fate = fate_of(self._errand(message, site, beside), site.group, site.presence, rng)
-        self._busy[site.number] = fate.busy_until_s
-        return _Parcel(message=message, site=site, key=key, place=next(self._places), fate=fate)
+        key, node, known = _key_of(message), site.number, self._under_way
+        sent = known.again(node, key, now_s=self.clock.now_s)
+        if sent is None:
+            times = known.times[node, *key]
+            known.times[node, *key] += 1
+            rng = generator(self._seed, "scenario-fate", *key, node, times)
+            fate = fate_of(self._errand(message, site, beside), site.group, site.presence, rng)
+            known.busy[node] = fate.busy_until_s
+            place, now_s = known.next_place(), self.clock.now_s
+            sent = known.note(node, key, Sent(round=key[1], sent_s=now_s, place=place, fate=fate))
+        if sent.is_again:
+            self.clock.alarm(sent.sent_s + self._deadline_s)
+        return _Parcel(
+            message=message,
+            site=site,
+            key=key,
+            place=sent.place,
+            fate=sent.fate,
+            is_again=sent.is_again,
+        )
 
     def _errand(self, message: Message, site: _Site, beside: int) -> Errand:
         kind = message.metadata.message_type
@@ -224,7 +256,7 @@ class ScenarioGrid(Grid):
             work_s=work_s,
             ttl_s=message.metadata.ttl,
             line_mbps=(self.scenario.coordinator_mbps or inf) / beside,
-            busy_until_s=self._busy.get(site.number, 0.0),
+            busy_until_s=self._under_way.busy.get(site.number, 0.0),
             trains=trains,
         )
 
@@ -236,16 +268,42 @@ class ScenarioGrid(Grid):
             return
         kind, round_ = parcel.key
         group = parcel.site.group
+        if kind == MessageType.QUERY:
+            self._under_way.met.add(parcel.site.number)
+        colludes = group.hostile in COLLUSIVE and kind == MessageType.TRAIN
+        known = self._colluded(parcel) if colludes else []
         for reply in self._computed(parcel):
             if group.hostile is not None and kind == MessageType.TRAIN:
                 rng = generator(self._seed, "scenario-hostile", parcel.site.number, round_)
-                if spoil(reply, group.hostile, strength=group.strength, rng=rng):
+                if spoil(reply, group.hostile, strength=group.strength, rng=rng, known=known):
                     self._happened["hostile"] += 1
             yield reply
             del reply
 
+    def _colluded(self, parcel: _Parcel) -> list[Vector]:
+        """Return the honest updates of this round that the site's group has or will have.
+
+        Those under way are computed now, before their time; their replies wait for it. Which they
+        are follows from the simulated clock alone, so every engine plays the same.
+        """
+        group, round_ = parcel.site.group, (parcel.key, parcel.site.group.name)
+        self._known = {key: known for key, known in self._known.items() if key[0] == parcel.key}
+        for other in [parcel, *self._parcels.values()]:
+            key = (*round_, other.site.number)
+            if other.key == parcel.key and other.site.group is group and other.fate.error is None:
+                for reply in [] if key in self._known else list(self._computed(other)):
+                    self._early[other.message.metadata.message_id] = reply
+                    update = honest_update(reply)
+                    if update is not None:
+                        self._known[key] = update
+        return [self._known[key] for key in sorted(self._known) if key[:2] == round_]
+
     def _computed(self, parcel: _Parcel) -> Iterator[Message]:
         """Yield the site's own reply, however long the engine takes for it."""
+        early = self._early.pop(parcel.message.metadata.message_id, None)
+        if early is not None:
+            yield early
+            return
         begun_s, message_id = time.monotonic(), parcel.message.metadata.message_id
         found = False
         while not found:

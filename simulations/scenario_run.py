@@ -28,8 +28,10 @@ def run_scenario(run: RunPlan, grid: Grid, scenario: Scenario, *, watcher: Watch
     """
     checkpoint, _ = load_checkpoint(run.folder / CHECKPOINTS)
     history = checkpoint.history if checkpoint is not None else []
-    clock = SimClock(history[-1]["scenario"]["at_s"] if history else 0.0)
-    played = ScenarioGrid(grid, scenario, clock, run.federation)
+    world = checkpoint.world if checkpoint is not None else {}
+    at_s = history[-1]["scenario"]["at_s"] if history else 0.0
+    clock = SimClock(world.get("now_s", at_s))
+    played = ScenarioGrid(grid, scenario, clock, run.federation, world=world)
     plan = replace(run, patience_s=scenario.patience_days * DAY_S)
     report = run_federation(plan, played, watcher=watcher, adapt=played.adapt)
     section = scenario_section(

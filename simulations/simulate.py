@@ -37,9 +37,10 @@ from intramural.simulations.comparison import (
     test_results,
 )
 from intramural.simulations.engines import Engine, Work, run_engine
-from intramural.simulations.scenario import Scenario
+from intramural.simulations.scenario import Scenario, load_scenario
 from intramural.simulations.sites import FOLDERS_MAX, Deal, Dealt, deal
 from intramural.simulations.trace import TRACE, Tracer
+from intramural.strategies.registry import check_rule
 
 MARK = "simulation.json"
 """What a folder's simulation is made of; the folder is for no other."""
@@ -87,6 +88,7 @@ def simulate(plan: Simulation, *, watcher: Watcher) -> dict[str, Any]:
         Refused: The sites' policy forbids the federation.
         IntramuralError: As `deal`, `run_federation` and `compare`.
     """
+    plan = _on_a_clock(plan)
     _check(plan)
     try:
         dealt = deal(plan.deal)
@@ -101,6 +103,24 @@ def simulate(plan: Simulation, *, watcher: Watcher) -> dict[str, Any]:
     return report
 
 
+def _on_a_clock(plan: Simulation) -> Simulation:
+    """Return the plan; with [asynchrony] and no scenario it gets one of equal sites.
+
+    Who answers first decides which update is in which round, so answers come by a simulated clock.
+
+    Raises:
+        ConfigError: The engine has none.
+    """
+    if plan.federation.asynchrony is None or plan.scenario is not None:
+        return plan
+    if plan.engine in ("batched", "ray"):
+        raise ConfigError(
+            "[asynchrony] is simulated on a clock of its own, by the engines inprocess and pool; "
+            f"leave out --engine {plan.engine}"
+        )
+    return replace(plan, scenario=load_scenario("calm"))
+
+
 def _check(plan: Simulation) -> None:
     """Refuse what cannot work before anything is written; note what the folder is for."""
     if plan.scenario is not None and plan.engine == "ray":
@@ -111,6 +131,7 @@ def _check(plan: Simulation) -> None:
         raise ConfigError("--scenario has sites answer one by one; leave out --engine batched")
     _check_sites(plan)
     check_manifest(plan.deal.template.policy, plan.federation)
+    check_rule(plan.federation)
     check_personal(plan.federation)
     if plan.federation.privacy is not None:
         from intramural.privacy.plan import PrivacyPlan  # here: accounting takes a second to load

@@ -24,6 +24,7 @@ from intramural.simulations.sweep_config import (
     Range,
     SweepConfig,
 )
+from intramural.strategies.registry import check_rule
 
 DRAWS_MAX = 1000
 """Draws in a row that give no new cell, after which there are taken to be no more."""
@@ -235,10 +236,13 @@ def _unjudged(config: SweepConfig, cell: Cell, source: Source) -> Iterator[str]:
             f"{source.sweep}: simulation.sites: {cell.sites} is below sites.min = "
             f"{federation.sites.min}; raise it, or lower sites.min"
         )
+    checks: list[Callable[[FederationConfig], object]] = [check_rule]
     if federation.privacy is not None:
         from intramural.privacy.plan import PrivacyPlan  # here: accounting takes a second to load
 
+        checks.append(PrivacyPlan.of)
+    for check in checks:
         try:
-            PrivacyPlan.of(federation)
+            check(federation)
         except IntramuralError as error:
             yield from (f"{source.federation}: {line}" for line in str(error).splitlines())

@@ -15,8 +15,10 @@ from flwr.serverapp.strategy import Strategy
 from intramural.core.errors import AggregationError, ConfigError, IntramuralError, WireError
 from intramural.core.layout import Layout, Vector
 from intramural.core.messages import Update
+from intramural.core.route import Part, factor_of
 from intramural.strategies.exact_sum import largest
-from intramural.strategies.rule import Fold, Rule, State, Traits
+from intramural.strategies.matrix import FLOWER_PREFIX, traits_of
+from intramural.strategies.rule import Fold, Rule, State
 
 USABLE = frozenset(
     {"FedAvg", "FedAvgM", "FedAdagrad", "FedAdam", "FedYogi", "FedMedian", "FedTrimmedAvg"}
@@ -37,13 +39,8 @@ class FlowerRule:
     """
 
     def __init__(self, name: str, strategy: Strategy, layout: Layout) -> None:
-        self.name = f"flwr:{name}"
-        self.traits = Traits(
-            sums_only=False,
-            exact_for_lora=False,
-            mixed_ranks=False,
-            byzantine=name in {"FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"},
-        )
+        self.name = FLOWER_PREFIX + name
+        self.traits = traits_of(self.name)
         self._strategy = strategy
         self._fresh = dict(vars(strategy))
         self._layout = layout
@@ -139,7 +136,9 @@ class RuleStrategy(FlowerFedAvg):
 
     Replies are those of Flower's own strategies: one `ArrayRecord` of named arrays after training,
     one `MetricRecord` with `num-examples`. Arrays that are not floating point (counters) are taken
-    from the current model. Replies that do not fit are left out instead of ending the run.
+    from the current model. Replies that do not fit are left out, and a round with too few of them
+    changes nothing, instead of ending the run. What the rule measures of a round is among its
+    training metrics, such as `aggregation-error`.
 
     Example:
         `RuleStrategy(FedAvg(momentum=0.9), fraction_train=0.5).start(grid, initial_arrays)`
@@ -157,6 +156,7 @@ class RuleStrategy(FlowerFedAvg):
     ) -> Iterable[Message]:
         """Remember the current arrays, then sample as FedAvg does."""
         self._current = {name: array.numpy() for name, array in arrays.items()}
+        self._prepare()
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -177,22 +177,32 @@ class RuleStrategy(FlowerFedAvg):
             kept.append(RecordDict({"metrics": metrics}))
         if not kept:
             return None, None
-        vector, self.state = self.rule.finish(fold)
+        try:
+            vector, self.state = self.rule.finish(fold)
+        except AggregationError as error:
+            log.warning("round %d changes nothing: %s", server_round, error)
+            return None, None
         new = self._current | layout.unflatten(vector)
         arrays = ArrayRecord(
             {n: Array(np.asarray(new[n], a.dtype)) for n, a in self._current.items()}
         )
-        return arrays, self.train_metrics_aggr_fn(kept, self.weighted_by_key)
+        averaged = self.train_metrics_aggr_fn(kept, self.weighted_by_key)
+        for name, value in fold.measures.items():
+            averaged[name.replace("_", "-")] = value
+        return arrays, averaged
 
     def layout(self) -> Layout:
         """Return the layout of the current arrays that are floating point."""
-        floats = {n: a for n, a in self._current.items() if np.issubdtype(a.dtype, np.floating)}
-        return Layout.of({n: a.astype(np.float32) for n, a in floats.items()})
+        arrays = self._current.items()
+        return Layout(tuple((n, a.shape) for n, a in arrays if np.issubdtype(a.dtype, np.floating)))
 
-    def _delta(self, whole: Vector, layout: Layout, server_round: int) -> tuple[Vector, Layout]:
-        """Return what the rule takes of a reply's change, with its layout: all of it."""
+    def _prepare(self) -> None:
+        """Do what a rule needs once the current arrays are known."""
+
+    def _uplink(self, layout: Layout, server_round: int) -> Layout:
+        """Return the layout of what the clients train in a round: all of it."""
         del server_round
-        return whole, layout
+        return layout
 
     def _read(
         self, reply: Message, layout: Layout, current: Vector, server_round: int
@@ -200,20 +210,31 @@ class RuleStrategy(FlowerFedAvg):
         """Return what a reply says.
 
         Raises:
-            WireError: It is an error, or not what Flower's strategies expect.
+            WireError: It is an error, or not what Flower's strategies expect, or it moved arrays
+                that this round does not train; a reply may leave those out.
         """
         if reply.has_error():
             raise WireError(f"an error came instead of a reply: {reply.error.reason}")
+        up = self._uplink(layout, server_round)
+        trained = {name for name, _ in up.entries}
         try:
             (records,) = reply.content.array_records.values()
             (metrics,) = reply.content.metric_records.values()
             weight = int(cast(float, metrics[self.weighted_by_key]))
-            after = {name: records[name].numpy() for name, _ in layout.entries}
+            sent = {
+                n: records[n].numpy() for n, _ in layout.entries if n in records or n in trained
+            }
         except (ArithmeticError, EOFError, KeyError, TypeError, ValueError):
             raise WireError("reply lacks its arrays, or its weight is no number") from None
+        for name in sent.keys() - trained:
+            if not np.array_equal(sent[name], self._current[name]):
+                raise WireError(
+                    f"reply moved {name!r}, which round {server_round} does not train; freeze "
+                    f"lora_{factor_of(name)} at the client"
+                )
         with np.errstate(over="ignore", invalid="ignore"):  # the rule refuses what overflows
-            whole = layout.flatten(after) - current
-        delta, up = self._delta(whole, layout, server_round)
+            delta = up.flatten({name: sent[name] for name in trained})
+            delta = delta - Part(layout, up).gather(current)
         update = Update(
             site=str(reply.metadata.src_node_id),
             round=server_round,

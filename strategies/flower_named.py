@@ -1,21 +1,21 @@
 """Our rules under names of their own, as strategies of a stock Flower app."""
 
-from collections.abc import Iterable
+import inspect
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from intramural.core.config import check_config
-from intramural.core.errors import ConfigError, WireError
+from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.federation_rounds import Strategy as Settings
-from intramural.core.layout import Layout, Vector
-from intramural.core.route import Part, uplink
+from intramural.core.layout import Layout
+from intramural.core.route import pairs_of, uplink
 from intramural.strategies.catalogue import KINDS
 from intramural.strategies.fedavg import FedAvg
 from intramural.strategies.flower import RuleStrategy
 from intramural.strategies.registry import make_rule
+from intramural.strategies.robust import Robust
 
 NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "FedAvg": ("fedavg", {}),
@@ -44,16 +44,22 @@ SITE_PART = {
 }
 """Rules that need a part at the sites which a stock client lacks, and what works instead."""
 MIN_NODES = "min_train_nodes"
+FLOWERS = frozenset(inspect.signature(FlowerFedAvg).parameters)
+"""Options of Flower's own."""
+ENOUGH = 1 << 20
+"""Sites of a federation that is there for its rule alone; how many reply, a round finds out."""
 
 
 class NamedStrategy(RuleStrategy):
     """A rule whose layout is known when the first arrays come.
 
     Options of the rule (those of [strategy], and of strategy.options) and of Flower's FedAvg are
-    keywords. LoRA's `rank` and `alpha` too; they matter to FlexLoRA alone. Where the rule has the
-    sites train one LoRA factor, a client must freeze the other: a reply that moved it is left out.
+    keywords, and `seed`, which the order of bucketing is drawn from. Where the rule has the sites
+    train one LoRA factor, a client must freeze the other, and need not send it: a reply that moved
+    it is left out.
     RoLoRA's clients train B in odd rounds and A in even ones; `server-round` in their
-    configuration tells which it is.
+    configuration tells which it is. A robust rule asks for as many nodes as its hostile ones need,
+    unless `min_train_nodes` asks for more.
 
     Example:
         `FedSVD(fraction_train=0.5).start(grid, initial_arrays, num_rounds=3)`
@@ -61,61 +67,64 @@ class NamedStrategy(RuleStrategy):
 
     named = "FedAvg"
 
-    def __init__(self, *, rank: int = 8, alpha: float = 16.0, **options: Any) -> None:
+    def __init__(self, *, seed: int = 0, **options: Any) -> None:
         """Sort the options, and check those of the rule.
 
         Raises:
             ConfigError: One does not fit.
+            TypeError: There is no such option.
         """
         name, defaults = NAMED[self.named]
         ours = set(Settings.model_fields) - {"rule", "options"}
         told = defaults | {key: options.pop(key) for key in sorted(ours & set(options))}
-        # so many that the rule bears its hostile ones, whichever robust rule it is
-        fewest = 2 * told["hostile_max"] + 3 if told.get("hostile_max") else 2
-        options = {MIN_NODES: fewest, "min_available_nodes": fewest} | options
         inner = {key: options.pop(key) for key in KINDS[name].options if key in options}
+        if unknown := sorted(set(options) - FLOWERS):
+            known = sorted({*ours, *KINDS[name].options, "seed"} | FLOWERS)
+            raise TypeError(f"{self.named} takes no {unknown}; it takes {known}")
         table = {
-            "federation": {"name": "flower", "rounds": 1},
+            "federation": {"name": "flower", "rounds": 1, "seed": seed},
             "model": {"base": "the app's"},
             "task": {"kind": "generation"},
-            "exchange": {"kind": "lora", "rank": rank, "alpha": alpha},
+            "exchange": {"kind": "lora"},
             "training": {"learning_rate": 0.1, "local_steps": 1},
             "strategy": told | {"rule": name, "options": inner},
-            "sites": {"min": options[MIN_NODES]},
+            "sites": {"min": ENOUGH},
         }
         self.federation = check_config(table, FederationConfig, source=self.named)
         make_rule(self.federation, Layout(()))  # now, and not when the first round is over
+        made = KINDS[name].make(self.federation, Layout(()))
+        least = max(2, made.least) if isinstance(made, Robust) else 2
+        options = {MIN_NODES: least, "min_available_nodes": least} | options
+        if isinstance(made, Robust) and options[MIN_NODES] < made.least:
+            raise ConfigError(
+                f"{self.named}: hostile_max = {made.hostile_max} needs {made.least} replies a "
+                f"round, and min_train_nodes = {options[MIN_NODES]} may bring fewer; raise it, or "
+                "lower hostile_max"
+            )
         super().__init__(FedAvg(), **options)
         self._layout: Layout | None = None
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Remember the arrays; make the rule when they are seen first."""
-        messages = super().configure_train(server_round, arrays, config, grid)
-        layout = self.layout()
-        if layout != self._layout:
-            self._layout, self.rule = layout, make_rule(self.federation, layout)
-        return messages
-
-    def _delta(self, whole: Vector, layout: Layout, server_round: int) -> tuple[Vector, Layout]:
-        """Return what the rule takes of a reply: the part that is trained in this round.
+    def _prepare(self) -> None:
+        """Make the rule when its arrays are seen first.
 
         Raises:
-            WireError: Another part moved.
+            ConfigError: It acts on LoRA's factors, and there are none.
         """
-        up = uplink(self.federation, layout, round=server_round)
-        if up is layout:
-            return whole, layout
-        sent = {name for name, _ in up.entries}
-        for name, change in layout.unflatten(whole).items():
-            if name not in sent and change.any():
-                factor = "A" if ".lora_A." in name else "B"
-                raise WireError(
-                    f"reply moved LoRA's {factor}, which {self.named} keeps as it is in round "
-                    f"{server_round}; freeze lora_{factor} at the client"
-                )
-        return Part(layout, up).gather(whole), up
+        layout = self.layout()
+        if layout == self._layout:
+            return
+        names = tuple(name for name, _ in layout.entries)
+        if KINDS[NAMED[self.named][0]].needs_lora and not pairs_of(names):
+            raise ConfigError(
+                f"{self.named} acts on LoRA's factors, and no arrays are named as PEFT names them "
+                "('LAYER.lora_A.weight' and 'LAYER.lora_B.weight'); send them by name, or use "
+                "FedAvg"
+            )
+        self._layout, self.rule, self.state = layout, make_rule(self.federation, layout), {}
+
+    def _uplink(self, layout: Layout, server_round: int) -> Layout:
+        """Return the layout of what the rule has the clients train in a round."""
+        return uplink(self.federation, layout, round=server_round)
 
 
 def named_strategy(name: str) -> type[NamedStrategy]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.federation_rounds import Strategy
+from intramural.core.layout import Layout
 from intramural.strategies.catalogue import KINDS
 from intramural.strategies.kind import Kind
 from intramural.strategies.rule import Traits
@@ -13,6 +14,9 @@ from intramural.strategies.rule import Traits
 FLOWER_PREFIX = "flwr:"
 FLOWER_ROBUST = frozenset({"FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"})
 """Those of Flower's strategies that bear hostile sites; how many, their own options say."""
+FLOWER_OWN = "Flower's strategies know strategy.options alone, such as num_malicious_nodes"
+"""Why ours do not reach those."""
+HOSTILE, STEP_KEYS = "hostile sites", "strategy.optimizer, learning_rate or momentum"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,14 @@ COLUMNS: tuple[Column, ...] = (
         asked=lambda federation: federation.exchange.rank_min is not None,
     ),
     Column(
-        title="hostile sites",
+        title="asynchrony",
+        key="[asynchrony]",
+        why="it needs updates that started from the same arrays",
+        has=lambda traits: traits.asynchronous,
+        asked=lambda federation: federation.asynchrony is not None,
+    ),
+    Column(
+        title=HOSTILE,
         key="strategy.hostile_max or strategy.before",
         why="one hostile site moves its result at will",
         has=lambda traits: traits.byzantine,
@@ -66,7 +77,7 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column(
         title="server optimizer",
-        key="strategy.optimizer, learning_rate or momentum",
+        key=STEP_KEYS,
         why="it sets the arrays anew, and makes no step",
         has=lambda traits: traits.optimizer,
         asked=lambda federation: _steps(federation.strategy),
@@ -92,7 +103,7 @@ def check_fits(federation: FederationConfig) -> None:
 
     Raises:
         ConfigError: It does not; the message names the key, the reason, and the nearest rule that
-            does.
+            does and can be made with the federation's other settings.
     """
     rule, exchange = federation.strategy.rule, federation.exchange.kind
     if rule in KINDS and KINDS[rule].needs_lora and exchange != "lora":
@@ -100,39 +111,57 @@ def check_fits(federation: FederationConfig) -> None:
             f"strategy.rule = {rule!r} is for exchange.kind = 'lora', and it is {exchange!r}; "
             "use 'fedavg'"
         )
-    if federation.asynchrony is not None:
-        raise ConfigError(
-            "[asynchrony]: rounds that do not wait for their cohort are not built yet; remove the "
-            "table"
-        )
     traits, asked = traits_of(rule), [c for c in COLUMNS if c.asked(federation)]
+    refusals = [(c.key, c.why) for c in asked if not c.has(traits)]
     if rule == "scaffold":  # it has a learning rate of its own, and refuses the others itself
-        asked = [c for c in asked if c.title != "server optimizer"]
-    missing = [column for column in asked if not column.has(traits)]
-    if not missing:
+        refusals = [(key, why) for key, why in refusals if key != STEP_KEYS]
+    if rule.startswith(FLOWER_PREFIX) and traits.byzantine:
+        refusals += [(c.key, FLOWER_OWN) for c in asked if c.title == HOSTILE]
+    if not refusals:
         return
-    first = missing[0]
-    near = nearest(rule, asked, lora=exchange == "lora")
-    remedy = f"use {near!r}" if near else "no rule goes with all that is asked; ask for less"
+    key, why = refusals[0]
     raise ConfigError(
-        f"strategy.rule = {rule!r} does not go with {first.key}: {first.why}; {remedy}, or leave "
-        f"{first.key} out"
+        f"strategy.rule = {rule!r} does not go with {key}: {why}; {_remedy(federation, asked)}, or "
+        f"leave {key} out"
     )
 
 
-def nearest(rule: str, asked: list[Column], *, lora: bool) -> str | None:
-    """Return the rule that goes with all that is asked and is otherwise most like `rule`.
+def _remedy(federation: FederationConfig, asked: list[Column]) -> str:
+    """Return which rule to take instead; one that can be made as it stands, if there is one."""
+    near = nearest(federation, asked)
+    for name in near:
+        if complaint(federation, name) is None:
+            return f"use {name!r}"
+    if near:
+        return f"use {near[0]!r} (which then needs more: {complaint(federation, near[0])})"
+    return "no rule goes with all that is asked; ask for less"
 
-    One for LoRA's factors if it is one, then the one that shares most declarations; among equals
-    the first of the catalogue.
+
+def complaint(federation: FederationConfig, rule: str) -> str | None:
+    """Return why another rule of the catalogue could not be made in this one's place, or None."""
+    settings = federation.strategy.model_copy(update={"rule": rule, "options": {}})
+    try:
+        KINDS[rule].make(federation.model_copy(update={"strategy": settings}), Layout(()))
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def nearest(federation: FederationConfig, asked: list[Column]) -> list[str]:
+    """Return the rules that go with all that is asked, those most like the federation's first.
+
+    Those of its character first, for LoRA's factors or not, for hostile sites or not; then those
+    that share most declarations; equals in the catalogue's order.
     """
-    traits = traits_of(rule)
+    rule = federation.strategy.rule
+    traits, lora = traits_of(rule), federation.exchange.kind == "lora"
     needs_lora = rule in KINDS and KINDS[rule].needs_lora
 
     def likeness(kind: Kind) -> int:
         known = [column.has for column in COLUMNS] + [lambda traits: traits.exact_for_lora]
         same = sum(1 for has in known if has(kind.traits) == has(traits))
-        return same + (len(known) if kind.needs_lora == needs_lora else 0)
+        character = (kind.needs_lora == needs_lora, kind.traits.byzantine == traits.byzantine)
+        return same + len(known) * character.count(True)
 
     fitting = [
         name
@@ -141,7 +170,7 @@ def nearest(rule: str, asked: list[Column], *, lora: bool) -> str | None:
         and (lora or not kind.needs_lora)
         and all(column.has(kind.traits) for column in asked)
     ]
-    return max(fitting, key=lambda name: likeness(KINDS[name]), default=None)
+    return sorted(fitting, key=lambda name: -likeness(KINDS[name]))
 
 
 def table() -> list[list[str]]:

@@ -4,7 +4,7 @@ import difflib
 
 from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
-from intramural.core.layout import Layout
+from intramural.core.layout import Layout, Vector
 from intramural.core.route import uplink
 from intramural.strategies.catalogue import KINDS
 from intramural.strategies.fedavg import FedAvg
@@ -22,22 +22,28 @@ from intramural.strategies.site_dp import Noise, SiteDPFedAvg
 def check_rule(federation: FederationConfig) -> None:
     """Do nothing if there is such a rule, and it goes with all that the federation asks for.
 
-    All that can be known without a model; `make_rule` finds the rest.
+    All that can be known without a model; with one, `make_rule` finds the rest.
 
     Raises:
-        ConfigError: No such rule, options that it does not take, or a combination that does not
-            fit; see `check_fits`.
+        ConfigError: As `make_rule`.
     """
+    make_rule(federation, Layout(()), noise=_never)
+
+
+def _never(size: int, std: float) -> Vector:
+    raise AssertionError("a rule that is made to be checked runs no round")
+
+
+def _check_named(federation: FederationConfig) -> None:
+    """Refuse a rule that is none of ours, or options that it does not take."""
     name = federation.strategy.rule
-    if not name.startswith(FLOWER_PREFIX):
-        if name not in KINDS:
-            near = difflib.get_close_matches(name, KINDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}, flwr:NAME"
-            raise ConfigError(f"strategy.rule: no rule {name!r}; {hint}")
-        if unknown := sorted(set(federation.strategy.options) - set(KINDS[name].options)):
-            takes = sorted(KINDS[name].options) or "none"
-            raise ConfigError(f"strategy.options: {name} takes {takes}, not {unknown}; remove them")
-    check_fits(federation)
+    if name not in KINDS:
+        near = difflib.get_close_matches(name, KINDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}, flwr:NAME"
+        raise ConfigError(f"strategy.rule: no rule {name!r}; {hint}")
+    if unknown := sorted(set(federation.strategy.options) - set(KINDS[name].options)):
+        takes = sorted(KINDS[name].options) or "none"
+        raise ConfigError(f"strategy.options: {name} takes {takes}, not {unknown}; remove them")
 
 
 def make_rule(federation: FederationConfig, layout: Layout, *, noise: Noise | None = None) -> Rule:
@@ -49,10 +55,13 @@ def make_rule(federation: FederationConfig, layout: Layout, *, noise: Noise | No
         noise: Where [site_privacy] takes its noise from; a claim needs a secret generator's.
 
     Raises:
-        ConfigError: As `check_rule`, or the rule does not go with the model or its own options.
+        ConfigError: No such rule, options that it does not take, or what it does not go with: see
+            `check_fits`, and the rule's own function.
     """
     name, settings = federation.strategy.rule, federation.strategy
-    check_rule(federation)
+    if not name.startswith(FLOWER_PREFIX):
+        _check_named(federation)
+    check_fits(federation)
     if name.startswith(FLOWER_PREFIX):
         from intramural.strategies.flower import FlowerRule
 

@@ -10,9 +10,7 @@ from intramural.core.federation import FederationConfig
 from intramural.core.layout import Layout, Vector
 from intramural.core.messages import Update
 from intramural.core.route import RESIDUAL, downlink, uplink
-from intramural.strategies.catalogue import KINDS
 from intramural.strategies.registry import make_rule
-from intramural.strategies.routed import Routed
 from intramural.strategies.rule import Rule, State
 from tests.reference.lora_products import Adapter
 from tests.strategies.updates import run_round
@@ -61,12 +59,7 @@ class Bench:
     def __init__(self, rule: str, **sections: Any) -> None:
         self.config = config(rule, **sections)
         self.layout = downlink(self.config, trained())
-        self.rule: Rule
-        if self.config.asynchrony is None:
-            self.rule = make_rule(self.config, self.layout)
-        else:  # no federation has it yet; the rules know it
-            inner = KINDS[rule].make(self.config, self.layout)
-            self.rule = Routed(inner, self.config, self.layout)
+        self.rule: Rule = make_rule(self.config, self.layout)
         self.rng = np.random.default_rng(0)
 
     def start(self) -> Vector:

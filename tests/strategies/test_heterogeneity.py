@@ -251,7 +251,7 @@ def test_late_updates_count_less_and_the_others_no_more() -> None:
 @pytest.mark.parametrize("name", ["fedavg", "ffa-lora", "fedsa-lora"])
 def test_rules_that_take_late_updates_weigh_them_as_the_federation_says(name: str) -> None:
     assert KINDS[name].traits.asynchronous
-    late = {"buffer": 2, "staleness_power": 0.25}
+    late = {"buffer": 1, "staleness_power": 0.25}
     powers = []
     for sections in ({"asynchrony": late}, {}):
         made = KINDS[name].make(config(name, **sections), trained())

@@ -43,7 +43,7 @@ def test_it_weighs_sites_as_the_rule_does(setting: dict[str, Any]) -> None:
 
 
 def test_late_updates_count_less_for_it_too() -> None:
-    bench = Bench("ffa-lora", asynchrony={"buffer": 2, "staleness_power": 1.0})
+    bench = Bench("ffa-lora", asynchrony={"buffer": 1, "staleness_power": 1.0})
     by_meter, without_discount = told(bench, late=1)
     assert by_meter <= 1e-6  # A is one for all, so discounting B discounts the product
     assert without_discount > 1e-2

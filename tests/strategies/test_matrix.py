@@ -1,6 +1,7 @@
 """The matrix: what does not fit is refused at planning, with reason and nearest rule that fits."""
 
-from itertools import product
+import re
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -22,10 +23,19 @@ PRIVACY = {
 ASKED: dict[str, dict[str, Any]] = {
     "record DP": {"privacy": PRIVACY, "strategy": {"weights": "equal"}},
     "mixed ranks": {"exchange": {"rank_min": 2}},
+    "asynchrony": {"asynchrony": {"buffer": 3}},
     "hostile sites": {"strategy": {"hostile_max": 1}},
     "server optimizer": {"strategy": {"optimizer": "adam"}},
 }
 """By column, what asks for it."""
+NEEDS: dict[str, dict[str, Any]] = {
+    "trimmed-mean": {"strategy": {"hostile_max": 1}},
+    "multi-krum": {"strategy": {"hostile_max": 1}},
+    "scaffold": {"training": {"optimizer": "sgd"}, "strategy": {"weights": "equal"}},
+}
+"""By rule, what it needs of a federation that asks for nothing."""
+SCAFFOLDS = ("scaffold", "server optimizer")
+"""It has a rate of its own, and says itself what it does not take."""
 
 
 def federation(rule: str, *asked: dict[str, Any], kind: str = "lora") -> FederationConfig:
@@ -50,11 +60,13 @@ def test_a_rule_goes_with_what_it_declares_and_with_nothing_else(rule: str, colu
     rows = table()
     (row,) = [row for row in rows if row[0] == rule]
     declared = row[rows[0].index(column)] == "yes"
-    asked = federation(rule, ASKED[column])
-    if declared or (rule, column) == ("scaffold", "server optimizer"):
-        check_rule(asked)  # SCAFFOLD has a rate of its own, and says itself what it does not take
+    check_rule(federation(rule, NEEDS.get(rule, {})))
+    asked = federation(rule, NEEDS.get(rule, {}), ASKED[column])
+    if declared:
+        check_rule(asked)
         return
-    with pytest.raises(ConfigError, match=f"strategy.rule = '{rule}' does not go with"):
+    says = "needs" if (rule, column) == SCAFFOLDS else "does not go with"
+    with pytest.raises(ConfigError, match=f"strategy.rule = '{rule}' {says}"):
         check_rule(asked)
 
 
@@ -65,7 +77,7 @@ def test_a_rule_goes_with_what_it_declares_and_with_nothing_else(rule: str, colu
         ("median", "mixed ranks", "flexlora"),
         ("fedsvd", "mixed ranks", "flora"),
         ("fedavg", "hostile sites", "median"),
-        ("fedsvd", "server optimizer", "ffa-lora"),
+        ("fedsvd", "server optimizer", "rolora"),  # turns, and takes no late updates either
         ("scaffold", "record DP", "fedavg"),
         ("fednova", "record DP", "fedavg"),
         ("flwr:FedAvg", "hostile sites", "median"),
@@ -78,9 +90,69 @@ def test_the_refusal_names_the_nearest_rule_that_fits(rule: str, column: str, ne
     assert any(c.key in str(refused.value) for c in COLUMNS if c.title == column)
 
 
-def test_what_is_not_built_is_refused_and_not_ignored() -> None:
-    with pytest.raises(ConfigError, match="are not built yet; remove the table"):
-        check_rule(federation("fedavg", {"asynchrony": {"buffer": 3}}))
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_remedy_without_a_condition_is_one_that_runs(kind: str) -> None:
+    more: list[dict[str, Any]] = [
+        *ASKED.values(),
+        {"strategy": {"before": "nnm"}},
+        {"strategy": {"norm_bound": 1.0}},
+        {"strategy": {"hostile_max": 4}},  # median bears them at 9 sites, Krum does not
+        {"strategy": {"hostile_max": 5}},  # nobody does
+        {"sites": {"quorum": 0.2}},
+    ]
+    if kind == "full":
+        more.remove(ASKED["mixed ranks"])
+    remedies = 0
+    for rule, asked in product([*KINDS, "flwr:FedAvg", "flwr:Krum"], combinations(more, 2)):
+        try:
+            check_rule(federation(rule, *asked, kind=kind))
+        except ConfigError as error:
+            named = re.search(r"use '([\w-]+)', or leave", str(error))
+            if named:
+                check_rule(federation(named[1], *asked, kind=kind))
+                remedies += 1
+    assert remedies > 50
+
+
+def test_where_the_nearest_rule_needs_more_the_refusal_says_what() -> None:
+    for asked, what in (
+        ({"hostile_max": 5}, r"needs 11 updates a round, and sites\.min = 9"),
+        ({"before": "nnm"}, r"set strategy\.hostile_max to at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=f"use 'median' .which then needs more: .*{what}"):
+            check_rule(federation("fedavg", {"strategy": asked}))
+
+
+def test_late_updates_are_for_plain_means_of_what_never_turns() -> None:
+    titles, *rows = table()
+    place = titles.index("asynchrony")
+    assert {row[0] for row in rows if row[place] == "yes"} == {"fedavg", "ffa-lora", "fedsa-lora"}
+
+
+@pytest.mark.parametrize("asked", [{"hostile_max": 1}, {"hostile_max": 1, "before": "nnm"}])
+def test_what_would_not_reach_a_rule_of_flowers_is_refused(asked: dict[str, Any]) -> None:
+    options = {"options": {"num_malicious_nodes": 1}}
+    check_rule(federation("flwr:Krum", {"strategy": options}))
+    with pytest.raises(
+        ConfigError, match=r"know strategy\.options alone.*; use 'median', or leave"
+    ):
+        check_rule(federation("flwr:Krum", {"strategy": options | asked}))
+
+
+@pytest.mark.parametrize(
+    ("rule", "strategy", "message"),
+    [
+        ("flwr:FedNope", {}, "'flwr:FedNope' cannot be used; can: "),
+        ("median", {"hostile_max": 5}, "needs 11 updates a round"),
+        ("krum", {"options": {"left_out": 3}}, "left_out must be 1 or 2"),
+        ("scaffold", {"weights": "equal"}, r"training\.optimizer is 'adamw'"),
+    ],
+)
+def test_what_needs_no_model_to_be_refused_is_refused_without_one(
+    rule: str, strategy: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_rule(federation(rule, {"strategy": strategy}))
 
 
 def test_what_nothing_goes_with_is_said() -> None:
