@@ -14,6 +14,7 @@ The target is what the synchronous run has after its last round. About 15 minute
 import argparse
 import statistics
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,10 +121,8 @@ def points_of(
     )
     meter = Meter(folder, federation, until=until)
     scene = check_config(SCENE, Scenario, source="benchmark")
-    try:
+    with suppress(Reached):
         simulate(Simulation(deal=deal, compare=frozenset(), scenario=scene), watcher=meter)
-    except Reached:
-        pass
     return meter.points
 
 

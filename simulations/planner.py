@@ -77,6 +77,7 @@ def probe_of(federation: FederationConfig) -> FederationConfig:
 
     So the first round tells what training alone sends, and the second what an evaluation adds.
     Under [privacy] it takes the whole plan's noise, and charges two rounds' share of its cost.
+    With [asynchrony] it waits for its cohort all the same: what a plan says is then an upper bound.
     """
     rounds = federation.federation.model_copy(update={"rounds": PROBE_ROUNDS})
     evaluation, privacy = federation.evaluation, federation.privacy
@@ -88,7 +89,12 @@ def probe_of(federation: FederationConfig) -> FederationConfig:
         noise = PrivacyPlan.of(federation).noise_multiplier
         privacy = privacy.model_copy(update={"epsilon": None, "noise_multiplier": noise})
     return federation.model_copy(
-        update={"federation": rounds, "evaluation": evaluation, "privacy": privacy}
+        update={
+            "federation": rounds,
+            "evaluation": evaluation,
+            "privacy": privacy,
+            "asynchrony": None,
+        }
     )
 
 

@@ -13,14 +13,17 @@ from intramural.core.canonical import digest_vector
 from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.messages import Reply, Request, TrainRequest, Update
+from intramural.core.site import load_site
 from intramural.server.checkpoint import load_checkpoint
 from intramural.simulations.inprocess import InProcessGrid
 from intramural.simulations.scenario import Scenario
 from intramural.simulations.scenario_grid import ScenarioGrid
 from intramural.simulations.sim_clock import SimClock
-from tests.server.fakes import Done, Site, app_of, coordinate, honest, small
+from intramural.simulations.simulate import Simulation, simulate
+from intramural.simulations.sites import Deal
+from tests.server.fakes import Done, Seen, Site, app_of, coordinate, honest, small
 from tests.simulations.plays import scenario
-from tests.tiny import Json
+from tests.tiny import Json, rows, site
 
 ROUNDS = 7
 FAST: Json = {"share": 0.6, "jitter": 0.2, "latency_s": 0.01}
@@ -196,3 +199,17 @@ def test_a_checkpoint_holds_the_arrays_of_those_at_work_and_no_others(tmp_path: 
 def test_what_cannot_be_asynchronous_is_refused(sections: Json, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         buffered(**sections)
+
+
+@pytest.mark.parametrize("engine", ["batched", "ray"])
+def test_an_engine_without_a_simulated_clock_is_refused(tmp_path: Path, engine: Any) -> None:
+    deal = Deal(
+        federation=buffered(),
+        template=load_site(site(tmp_path, "template", rows())),
+        sites=3,
+        partition="iid",
+        folder=tmp_path / "out",
+    )
+    with pytest.raises(ConfigError, match=f"leave out --engine {engine}"):
+        simulate(Simulation(deal=deal, engine=engine), watcher=Seen())
+    assert not (tmp_path / "out").exists()
