@@ -106,10 +106,11 @@ def test_under_privacy_the_noised_vector_and_noised_counts_leave(reply: Reply) -
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        (silent(loss=0.5), "a loss, a time or a record count"),
-        (silent(loss=0.0), "a loss, a time or a record count"),
-        (silent(seconds=1.0), "a loss, a time or a record count"),
-        (silent(weight=36), "a loss, a time or a record count"),
+        (silent(loss=0.5), "a loss, a time, or a count of records or steps"),
+        (silent(loss=0.0), "a loss, a time, or a count of records or steps"),
+        (silent(seconds=1.0), "a loss, a time, or a count of records or steps"),
+        (silent(weight=36), "a loss, a time, or a count of records or steps"),
+        (silent(steps=5), "a loss, a time, or a count of records or steps"),
         (silent(layout=OTHER.digest), "another layout"),
         (silent(delta=np.zeros(7, dtype=np.float32)), "another layout"),
         (evaluated("confusion", "loss", "examples"), "exact evaluation sums"),

@@ -112,7 +112,8 @@ def test_what_the_coordinator_hears_holds_no_loss_metric_or_count(
         assert not any(told["seeded"] for told in ledgers.values())
         assert (record.pop("metrics"), record.pop("train_loss")) == ({}, None)
         assert set(record) == {
-            "round", "sites", "bytes_up", "bytes_down", "seconds", "refusals"
+            "round", "sites", "bytes_up", "bytes_down", "seconds", "refusals",
+            "aggregation_error",  # of noised updates: post-processing
         }  # fmt: skip
     # a site's reply has one size, whatever its records
     assert len({record["bytes_up"] for record in report["rounds"]}) == 1
