@@ -1,8 +1,8 @@
 """What do hostile sites achieve, by rule and attack, without and with record-level privacy?
 
 Ten sites with an equal deal of the short ICD-10-CM titles, two of them hostile, train a head on
-the frozen MiniLM for 20 rounds; three seeds. The test titles are the ten sites' together. Some
-15 minutes on 2 cores; `--quick` takes one, and shows that it runs.
+the frozen MiniLM for 20 rounds; three seeds. The test titles are the ten sites' together. About
+15 minutes on 2 idle cores, by processor time; `--quick` takes one, and shows that it runs.
 
 What a hidden attack costs grows with the rounds, for it bends every step a little: `--rounds 80`
 shows more of it. Deals are of whole categories, so that 'iid' sites still differ somewhat.
