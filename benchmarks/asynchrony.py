@@ -8,7 +8,7 @@ on the first 1,000 pooled validation titles, measured after every round beside t
 
 The target is what the synchronous run has after its last round. About 15 minutes a seed on 2 cores.
 
-    python -m benchmarks.asynchrony [--json FILE.json] [--seeds 7 8] [--rounds 10]
+    python -m benchmarks.asynchrony [--json FILE.json] [--seeds 7 8] [--rounds 6]
 """
 
 import argparse
@@ -176,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8])
-    parser.add_argument("--rounds", type=int, default=10, help="of the synchronous run")
+    parser.add_argument("--rounds", type=int, default=6, help="of the synchronous run")
     options = parser.parse_args()
     machine = machine_facts()
     rows = [row for p in PARTITIONS for row in rows_of(p, options.seeds, rounds=options.rounds)]

@@ -196,6 +196,11 @@ class FederationConfig(Section):
                 "gate judges every round; set evaluation.every = 1, and under [privacy] "
                 "privacy.metrics_noise, or remove [gate]"
             )
+        if self.site_privacy is not None:
+            raise ValueError(
+                "site_privacy covers the arrays, and [gate] chooses among them by metrics that it "
+                "does not cover; remove one of the tables"
+            )
         classifies, private = self.task.kind == "classification", self.privacy is not None
         noised = "accuracy" if classifies else "example_accuracy"
         plain = ["loss", "accuracy", "macro_f1"] if classifies else ["loss", "perplexity", noised]

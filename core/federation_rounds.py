@@ -93,8 +93,8 @@ class Asynchrony(Section):
 
     Sites that have not answered when a round closes go on, and their updates count in a later one.
     sites.share is then the share of the sites that train at a time, and sites.deadline_s the time
-    after which a site that does not answer may be asked anew; a round is evaluated by the sites
-    whose updates are in it.
+    after which a site that has not answered is asked anew in the next round; a round is evaluated
+    by the sites whose updates are in it.
     """
 
     buffer: Count

@@ -150,15 +150,11 @@ def _landed(rules: Rules, state: State, event: Answer) -> Outcome:
 
 
 def _close_if_full(rules: Rules, state: State, now_s: float) -> Outcome:
-    late = {flight for flight in state.flights if now_s >= flight.until_s}
-    expired = tuple(Expired(site=site) for site in sorted(flight.site for flight in late))
-    state = replace(state, flights=state.flights - late)
-    effects: tuple[Effect, ...] = ()
     if len(state.counted) == rules.buffer:
-        state, effects = _trained(rules, state, now_s)
-    elif not state.flights:
-        state, effects = _retry(rules, state, rules.buffer)
-    return state, (*expired, *effects)
+        return _trained(rules, state, now_s)
+    if not state.flights:  # however late they are: what is under way is worth more than a new start
+        return _retry(rules, state, rules.buffer)
+    return state, ()
 
 
 def _close_if_due(rules: Rules, state: State, now_s: float) -> Outcome:
@@ -170,7 +166,7 @@ def _close_if_due(rules: Rules, state: State, now_s: float) -> Outcome:
     if state.phase is Phase.TRAIN:
         return _trained(rules, state, now_s) if enough else _retry(rules, state, needed)
     if state.phase is Phase.EVALUATE:
-        return _committed(rules, state)
+        return _committed(rules, state, now_s)
     return replace(state, phase=Phase.DONE), (Finish(),)
 
 
@@ -196,18 +192,21 @@ def _trained(rules: Rules, state: State, now_s: float) -> Outcome:
         state.round % rules.evaluate_every == 0 or state.round == rules.rounds
     )
     if not due:
-        after, effects = _committed(rules, kept)
+        after, effects = _committed(rules, kept, now_s)
         return after, (aggregate, *effects)
     evaluate = Evaluate(round=state.round, split="validation", sites=state.counted)
     after = _collect(rules, kept, Phase.EVALUATE, state.counted, now_s)
     return after, (aggregate, evaluate)
 
 
-def _committed(rules: Rules, state: State) -> Outcome:
+def _committed(rules: Rules, state: State, now_s: float) -> Outcome:
     done = state.committed + 1
-    # in the next round, done + 1, these are late by done + 1 - round
-    flights = frozenset(f for f in state.flights if done + 1 - f.round <= rules.staleness_max)
-    return State(committed=done, flights=flights), (Commit(round=done),)
+    # in the next round, done + 1, an update is late by done + 1 - round
+    fresh = {f for f in state.flights if done + 1 - f.round <= rules.staleness_max}
+    silent = {f for f in fresh if now_s >= f.until_s}
+    expired = (Expired(site=site) for site in sorted(flight.site for flight in silent))
+    after = State(committed=done, flights=frozenset(fresh - silent))
+    return after, (*expired, Commit(round=done))
 
 
 def _test(rules: Rules, state: State, eligible: Sequence[str], now_s: float) -> Outcome:

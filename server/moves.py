@@ -47,7 +47,7 @@ class Flight:
     round: int
     """From whose arrays it started."""
     until_s: float
-    """Clock reading from which it is no longer waited for."""
+    """Clock reading from which the next commit waits for it no longer."""
 
 
 @dataclass(frozen=True, kw_only=True)

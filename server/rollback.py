@@ -44,7 +44,7 @@ def verdict(
 
     The metric is held against that of the last arrays kept, as the committed history has it, so
     that a resumed run decides as the first one did. The first round has nothing to be held against,
-    and neither has one that no site could be evaluated in.
+    and is kept. Arrays that no site could evaluate are not: a diverged model gives no loss.
 
     Args:
         gate: The federation's.
@@ -52,10 +52,11 @@ def verdict(
         history: Records of the rounds before.
     """
     kept = [r["metrics"] for r in history if not r.get(ROLLED_BACK) and r["metrics"]]
-    if not kept or gate.metric not in metrics:
+    if not kept:
         return {}
-    before, now = kept[-1][gate.metric], metrics[gate.metric]
-    worse = now - before if gate.metric in LESS_IS_BETTER else before - now
-    if worse <= gate.tolerance:
-        return {}
+    before, now = kept[-1][gate.metric], metrics.get(gate.metric)
+    if now is not None:
+        worse = now - before if gate.metric in LESS_IS_BETTER else before - now
+        if worse <= gate.tolerance:
+            return {}
     return {ROLLED_BACK: True, "gate": {"metric": gate.metric, "kept": before, "round": now}}

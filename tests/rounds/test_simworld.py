@@ -29,10 +29,11 @@ from tests.simworld.plan import (
     Kind,
     Plan,
     planned,
+    planned_buffered,
 )
 from tests.simworld.world import Broken, Result, simulate
 
-SEEDS, SEEDS_SLOW = 120, 10_000
+SEEDS, SEEDS_BUFFERED, SEEDS_SLOW = 120, 60, 10_000
 BATCHES = 8
 SMALL = Plan(seed=1, sites=2, sites_min=2, momentum=0.5, deadline_s=600.0)
 
@@ -65,6 +66,15 @@ def last_time(result: Result) -> float:
 def test_no_seed_breaks_a_promise(batch: int) -> None:
     for seed in range(batch, SEEDS, BATCHES):
         simulate(planned(seed))
+
+
+@pytest.mark.parametrize("batch", range(2))
+def test_no_seed_with_a_buffer_breaks_a_promise(batch: int) -> None:
+    late = 0
+    for seed in range(batch, SEEDS_BUFFERED, 2):
+        result = simulate(planned_buffered(seed))
+        late += result.late
+    assert late > 3
 
 
 @pytest.mark.slow

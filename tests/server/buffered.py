@@ -115,14 +115,16 @@ class Buffered:
                 assert effect.size == min(len(idle), max(0, at_once - len(self.live)))
                 self._depart(self.rng.sample(idle, effect.size), event.now_s)
             case machine.Expired(site=site):
-                assert self.now_s >= self.until[site]
+                assert isinstance(event, Tick)
+                assert event.now_s >= self.until[site]
                 self._end(self.live[site], "expired")
             case machine.Aggregate():
                 assert len(self.fold) == rules.buffer == len({trip[0] for trip in self.fold})
             case machine.Evaluate(split="validation"):
                 assert effect.sites == {trip[0] for trip in self.fold}
             case machine.Commit():
-                self._commit(effect.round)
+                assert isinstance(event, Tick)
+                self._commit(effect.round, event.now_s)
             case machine.Lack():
                 self._lacked(before)
                 assert self.state.phase is Phase.WAIT
@@ -142,7 +144,7 @@ class Buffered:
             self.asked[site, state.round, state.attempt] += 1
             assert self.asked[site, state.round, state.attempt] == 1
 
-    def _commit(self, round_: int) -> None:
+    def _commit(self, round_: int, now_s: float) -> None:
         assert round_ == len(self.commits) + 1
         self.commits.append(round_)
         self.counted += [(round_, trip) for trip in self.fold]
@@ -150,6 +152,7 @@ class Buffered:
         for trip in list(self.live.values()):
             if round_ + 1 - trip[1] > self.rules.staleness_max:
                 self._end(trip, "late")
+        assert all(self.until[site] > now_s for site in self.live)
         self.saved, self.saved_flights = dict(self.live), self.state.flights
 
     def _lacked(self, before: State) -> None:

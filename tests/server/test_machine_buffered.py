@@ -109,14 +109,26 @@ def test_an_update_that_comes_while_a_round_is_evaluated_is_held_for_the_next() 
     assert after == state
 
 
-def test_a_site_that_lets_its_deadline_pass_is_asked_anew() -> None:
+def test_a_site_that_lets_its_deadline_pass_is_asked_anew_in_the_next_round() -> None:
     state, _ = begun(RULES)
     state, _ = answered(RULES, state, "a")
-    before, effects = machine.step(RULES, state, Tick(now_s=9.9))
-    assert (before, effects) == (state, ())
+    for now_s in (9.9, 10.0, 1e9):
+        assert machine.step(RULES, state, Tick(now_s=now_s)) == (state, ())
+    answer = Answer(site="b", phase=Phase.TRAIN, round=1, attempt=1, good=True)
+    state, _ = machine.step(RULES, state, answer)
+    _, effects = machine.step(RULES, state, Tick(now_s=9.9))
+    assert effects == (machine.Aggregate(round=1), machine.Commit(round=1))
     state, effects = machine.step(RULES, state, Tick(now_s=10.0))
-    assert effects[:2] == (machine.Expired(site="b"), machine.Expired(site="c"))
-    assert effects[2] == machine.Lack(round=1, reason="round 1: 1 good answers, 2 needed")
+    assert effects[1:] == (machine.Expired(site="c"), machine.Commit(round=1))
+    assert state == State(committed=1)
+
+
+def test_when_nobody_is_at_work_and_the_buffer_is_not_full_others_are_asked() -> None:
+    state, _ = begun(RULES)
+    state, _ = answered(RULES, state, "a")
+    state, _ = answered(RULES, state, "b", good=False)
+    state, effects = answered(RULES, state, "c", good=False)
+    assert effects == (machine.Lack(round=1, reason="round 1: 1 good answers, 2 needed"),)
     assert state == State(attempt=2, failures=1, counted=frozenset("a"))
     _, effects = machine.step(RULES, state, Sites(eligible=["a", "b", "c"], now_s=11.0))
     assert effects == (machine.Choose(round=1, eligible=["b", "c"], size=2),)  # not a again

@@ -9,7 +9,7 @@ import pytest
 
 from intramural.core.canonical import digest_vector
 from intramural.core.errors import ConfigError
-from intramural.core.messages import Evaluated, Reply, Request
+from intramural.core.messages import Evaluated, Refusal, Reply, Request
 from intramural.core.metrics import LOSS_SCALE, Sums
 from intramural.server.checkpoint import load_checkpoint
 from tests.server.fakes import Seen, Site, coordinate, grid_of, honest, small, sums
@@ -67,6 +67,19 @@ def test_the_first_round_is_always_kept(tmp_path: Path) -> None:
     assert run(tmp_path, [9.0])[0] == [False]
 
 
+def test_arrays_that_no_site_can_evaluate_are_not_kept(tmp_path: Path) -> None:
+    def answer(site: str, request: Request) -> Reply:
+        reply = losing({1: 2.0, 2: 1.0, 3: 1.5})(site, request)
+        if isinstance(reply, Evaluated) and (reply.split, reply.round) == ("validation", 2):
+            return Refusal(site=site, reason="training", detail="losses are not finite")
+        return reply
+
+    done = coordinate(tmp_path, gated(3), grid_of(answer))
+    assert [bool(r.get("rolled_back")) for r in done.outcome.history] == [False, True, False]
+    assert done.outcome.history[1]["gate"] == {"metric": "loss", "kept": 2.0, "round": None}
+    assert done.outcome.vector[0] == pytest.approx(2 * STEP)
+
+
 def test_of_accuracy_more_is_better(tmp_path: Path) -> None:
     shares = {1: 2, 2: 1, 3: 3}  # right of 4
 
@@ -120,6 +133,14 @@ def test_the_rules_memory_goes_back_too_and_a_resumed_run_decides_alike(tmp_path
     [
         ({"gate": {}, "evaluation": {"every": 2}}, "set evaluation.every = 1"),
         ({"gate": {"metric": "perplexity"}}, r"gate\.metric can be .* not 'perplexity'"),
+        (
+            {
+                "gate": {},
+                "strategy": {"weights": "equal"},
+                "site_privacy": {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-3},
+            },
+            "metrics that it does not cover",
+        ),
     ],
 )
 def test_a_gate_that_could_not_judge_is_refused(sections: dict[str, Json], message: str) -> None:

@@ -23,6 +23,8 @@ class Aggregate:
     sites: tuple[str, ...]
     vector: str
     """Digest of the arrays."""
+    started: tuple[int, ...] = ()
+    """The round that each site's update started from."""
 
 
 @dataclass(kw_only=True)
@@ -33,6 +35,10 @@ class Register:
     made: dict[tuple[int, str], Aggregate] = field(default_factory=dict)
     """Aggregates that were made, by round and digest; one of a round becomes its commit."""
 
+    starts: dict[int, str] = field(default_factory=dict)
+    """Digest of the arrays that each round began with."""
+    counted: set[tuple[str, int]] = field(default_factory=set)
+    """Site and first round of every update that is committed."""
     latest: Aggregate | None = None
     released: Counter[int] = field(default_factory=Counter)
     """How often an aggregate of a round was made."""
@@ -62,16 +68,22 @@ class Register:
             return
         assert made.round == last + 1, f"round {made.round} was committed after {last}"
         self.rounds.append(made)
+        trips = set(zip(made.sites, made.started, strict=True))
+        assert not trips & self.counted, f"round {made.round} holds what was counted before"
+        self.counted |= trips
 
 
 class Notary:
     """Does what the rule does, and looks at it."""
 
-    def __init__(self, rule: Rule, register: Register, lessons: Lessons, momentum: float) -> None:
+    def __init__(
+        self, rule: Rule, register: Register, lessons: Lessons, momentum: float, late_max: int
+    ) -> None:
         self._rule = rule
         self._register = register
         self._lessons = lessons
         self._momentum = momentum
+        self._late_max = late_max
         self._deltas: list[tuple[Update, Vector]] = []
         self._is_exact = not isinstance(rule, SiteDPFedAvg)
         self.name, self.traits = rule.name, rule.traits
@@ -79,13 +91,15 @@ class Notary:
     def begin(self, state: State, current: Vector, *, round: int) -> Fold:
         """Open a round."""
         self._deltas = []
+        self._register.starts[round] = digest_vector(current)
         return self._rule.begin(state, current, round=round)
 
     def add(self, fold: Fold, update: Update) -> None:
         """Fold an update in, if the rule takes it; then it must have been made."""
         self._rule.add(fold, update)
-        assert update.round == fold.round, f"an update of round {update.round} was counted"
-        source = (update.site, fold.round, digest_vector(fold.current))
+        late = fold.round - update.round
+        assert 0 <= late <= self._late_max, f"an update of round {update.round} was counted"
+        source = (update.site, update.round, self._register.starts[update.round])
         made = self._lessons.made.get(source, [])
         assert update.delta.tobytes() in made, f"an update was counted that {source} never made"
         counted = {one.site for one, _ in self._deltas}
@@ -98,18 +112,26 @@ class Notary:
         vector, state = self._rule.finish(fold)
         self._register.released[round_] += 1
         if self._is_exact:
-            self._compare(current, before, vector)
-        sites = tuple(sorted(update.site for update, _ in self._deltas))
-        made = Aggregate(round=round_, sites=sites, vector=digest_vector(vector))
+            self._compare(round_, current, before, vector)
+        trips = sorted((update.site, update.round) for update, _ in self._deltas)
+        made = Aggregate(
+            round=round_,
+            sites=tuple(site for site, _ in trips),
+            vector=digest_vector(vector),
+            started=tuple(started for _, started in trips),
+        )
         self._register.made[made.round, made.vector] = self._register.latest = made
         return vector, state
 
-    def _compare(self, current: Vector, before: State, vector: Vector) -> None:
+    def _compare(self, round_: int, current: Vector, before: State, vector: Vector) -> None:
         velocity = before.get("velocity", np.zeros(len(current)))
         expected, _ = server_step(
             current.astype(np.float64),
             velocity.astype(np.float64),
-            [delta.astype(np.float64) for _, delta in self._deltas],
+            [
+                delta.astype(np.float64) / (1 + round_ - update.round) ** 0.5
+                for update, delta in self._deltas
+            ],
             [float(update.weight) for update, _ in self._deltas],
             lr=1.0,
             beta=self._momentum,

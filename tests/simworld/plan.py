@@ -1,7 +1,7 @@
 """Plan: all that one seed decides before its world begins: the federation, and what befalls it."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ FAULTS_S = 400.0
 QUIET_S = 1500.0
 """From then on all is well: disks, lines, sites and clocks."""
 COORDINATOR = "coordinator"
+STALENESS_MAX = 2
 CALM = Weather()
 AT_COORDINATOR = (
     "kill", "dies", "dies", "push", "link", "full", "fsync", "clock", "clock", "freeze"
@@ -59,6 +60,8 @@ class Plan:
     momentum: float = 0.0
     every: int = 1
     kind: Kind = "plain"
+    buffer: int = 0
+    """Updates that close a round; 0: it waits for its cohort."""
     ttl_s: float = 1200.0
     weather: Weather = CALM
     accidents: tuple[Accident, ...] = ()
@@ -109,6 +112,7 @@ class Plan:
             self.momentum,
             self.every,
             self.kind,
+            self.buffer,
         )
 
 
@@ -121,6 +125,7 @@ def _federation(
     momentum: float,
     every: int,
     kind: Kind,
+    buffer: int,
 ) -> FederationConfig:
     privacy: dict[str, Any] = {}
     if kind == "hidden":
@@ -128,6 +133,8 @@ def _federation(
     elif kind != "plain":
         noise = {"metrics_noise": 4.0} if kind == "measured" else {}
         privacy = {"privacy": PRIVATE["privacy"] | noise}
+    if buffer:
+        privacy["asynchrony"] = {"buffer": buffer, "staleness_max": STALENESS_MAX}
     weights = "examples" if kind == "plain" else "equal"
     return small(
         federation={"rounds": rounds},
@@ -170,6 +177,14 @@ def planned(seed: int) -> Plan:
         gone_s=_gone(rng, names),
         skew_s={n: rng.choice((0.0, 0.0, -3600.0, 3600.0)) for n in names},
     )
+
+
+def planned_buffered(seed: int) -> Plan:
+    """Return a seed's world with a buffer and more rounds."""
+    plan, rng = planned(seed), random.Random(f"buffer {seed}")
+    kind: Kind = "plain" if plan.kind == "hidden" else plan.kind
+    buffer, rounds = rng.randint(1, plan.sites_min), rng.randint(1, 5)
+    return replace(plan, kind=kind, buffer=buffer, rounds=rounds)
 
 
 def _how_many(rng: random.Random) -> int:

@@ -20,11 +20,12 @@ from tests.simworld.disk import Disk, Killed, simulated_disks
 from tests.simworld.net import Link, Parcel, SimGrid, Weather
 from tests.simworld.notary import Notary, Register
 from tests.simworld.office import AGAIN, End, Office
-from tests.simworld.plan import COORDINATOR, QUIET_S, Plan
+from tests.simworld.plan import COORDINATOR, QUIET_S, STALENESS_MAX, Plan
 from tests.simworld.pupil import Lessons
 from tests.simworld.site import COORDINATORS, USUAL_S, SimSite
 from tests.simworld.verdict import check_end
 from tests.simworld.witness import Witness
+from tests.simworld.witness_buffered import BufferedWitness
 
 ROOT = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 """Where worlds lie while they last."""
@@ -55,6 +56,8 @@ class Result:
     resent: int
     trained: int
     """Trainings at all sites."""
+    late: int
+    """Updates that counted in a later round than they started from."""
     operations: dict[str, int]
     """Disk operations of each host."""
     trace: str
@@ -124,14 +127,16 @@ class World:
         return site
 
     def _notarised(self, rule: Rule) -> Rule:
-        return Notary(rule, self.register, self.lessons, self.plan.momentum)
+        late_max = STALENESS_MAX if self.plan.buffer else 0
+        return Notary(rule, self.register, self.lessons, self.plan.momentum, late_max)
 
     def _taken_up(self, round_: int, digest: str) -> None:
         self.say(f"taken up at round {round_}")
         self.register.taken_up(round_, digest)
 
     def _new_witness(self) -> Witness:
-        return Witness(
+        kind = BufferedWitness if self.plan.buffer else Witness
+        return kind(
             self.plan,
             self.clock,
             self.sites,
@@ -235,6 +240,7 @@ class World:
             discarded=kinds["discarded"],
             resent=kinds["resent"],
             trained=self.lessons.count,
+            late=sum(m.round > r for m in self.register.rounds for r in m.started),
             operations={
                 COORDINATOR: self.office.disk.operations,
                 **{name: site.disk.operations for name, site in self.sites.items()},
