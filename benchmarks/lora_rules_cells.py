@@ -33,6 +33,16 @@ IID, SKEWED = "iid", "dirichlet:0.1"
 SEEDS = (7, 8, 9)
 MIXED = (4, 8, 16)
 ROUNDS, STEPS = 20, 4
+PRIVATE_ROUNDS, PRIVATE_RATE = 6, 5.0
+PRIVATE_TRAINING = {
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "learning_rate": PRIVATE_RATE,
+    "batch_size": 128,
+    "local_steps": 2,
+}
+TITLES = 6500
+"""About how many the sites train on together: a public constant."""
 PARTS = ("core", "ranks", "sites")
 RATE = 8e-3
 """AdamW's, of examples/icd10/federation.toml: every cell without privacy that names no other."""
@@ -123,12 +133,13 @@ def federation_of(cell: Cell, *, rounds: int = ROUNDS) -> FederationConfig:
         table["exchange"] |= {"rank": max(cell.ranks), "rank_min": min(cell.ranks)}
         table["exchange"]["alpha"] = 2 * max(cell.ranks)  # the scale is that of all other cells
     if cell.epsilon is not None:
-        table["training"] |= {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 2.0}
-        table["training"]["batch_size"] = 64
+        table["federation"]["rounds"] = table["evaluation"]["every"] = min(rounds, PRIVATE_ROUNDS)
+        table["model"]["pooler"] = "identity"  # noise costs least where little is trained
+        table["exchange"]["trained_modules"] = ["classifier"]
+        table["training"] |= PRIVATE_TRAINING
         table["strategy"]["weights"] = "equal"
-        nominal = 6500 // cell.sites
         table["privacy"] = {"unit": "record", "epsilon": cell.epsilon, "delta": 1e-5}
-        table["privacy"] |= {"clip_norm": 1.0, "nominal_records": nominal}
+        table["privacy"] |= {"clip_norm": 1.0, "nominal_records": TITLES // cell.sites}
     return check_config(table, FederationConfig, source="benchmark")
 
 

@@ -8,7 +8,16 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.lora_rules_cells import RATE, RATES, RULES, SEARCH, SEEDS, Cell, search_cells
+from benchmarks.lora_rules_cells import (
+    PRIVATE_RATE,
+    RATE,
+    RATES,
+    RULES,
+    SEARCH,
+    SEEDS,
+    Cell,
+    search_cells,
+)
 from intramural.strategies.catalogue import KINDS
 
 ERROR_MAX = 1e-6
@@ -63,7 +72,7 @@ def _once(cells: Iterable[Cell]) -> Iterator[Cell]:
 def _figures(cell: Cell, rows: Sequence[Row]) -> list[str]:
     ranks = f", ranks {'/'.join(map(str, cell.ranks))}" if cell.ranks else ""
     epsilon = "none" if cell.epsilon is None else f"{cell.epsilon:g}"
-    rate = "SGD 2" if cell.epsilon is not None else f"{cell.rate or RATE:.2g}"
+    rate = f"SGD {PRIVATE_RATE:g}" if cell.epsilon is not None else f"{cell.rate or RATE:.2g}"
     head = [f"{cell.sites}{ranks}", cell.partition, epsilon, cell.rule, rate]
     run = [row for row in rows if "refused" not in row]
     if not run:

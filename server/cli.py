@@ -12,6 +12,7 @@ from intramural.core.federation import FederationConfig
 from intramural.core.files import write_atomic
 from intramural.core.journal import GENESIS, scan
 from intramural.core.site import load_site
+from intramural.server.planning import check_federation
 from intramural.server.report_html import render_html
 
 JSON = typer.Option("--json", help="Print one JSON object.")
@@ -36,15 +37,7 @@ def check_command(
         config = load_config(file, FederationConfig)
         name = config.federation.name
         found = {"file": str(file), "kind": "federation", "name": name, "manifest": config.digest}
-        from intramural.models.personal_check import check_personal
-        from intramural.strategies.registry import check_rule  # here: other commands need no NumPy
-
-        check_rule(config)
-        check_personal(config)
-        if config.privacy is not None:
-            from intramural.privacy.plan import PrivacyPlan  # here: accounting takes seconds
-
-            PrivacyPlan.of(config)  # an impossible plan is a problem of the file
+        check_federation(config)
     line = f"{file}: {found['kind']} {name!r} is well formed"
     typer.echo(json.dumps(found) if as_json else line)
 
@@ -69,6 +62,7 @@ def bundle_command(
     from intramural.server.run import SITES_KEY, RunPlan
 
     config = load_config(federation, FederationConfig)
+    check_federation(config)
     beside = federation.parent / config.model.base
     places = {config.model.base: str(beside.resolve())} if beside.is_dir() else {}
     plan = RunPlan(federation=config, folder=run_folder, places=places, resume=True)

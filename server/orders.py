@@ -14,6 +14,7 @@ from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import Held, exclusive, make_folder, write_atomic, write_json
 from intramural.server.folder import CoordinatorFolder
+from intramural.server.planning import check_federation
 from intramural.server.run import LOCK
 from intramural.trust.envelope import MANIFEST_TYPE, sign
 from intramural.trust.keys import read_signing_key
@@ -110,15 +111,7 @@ def place_order(
         TrustError: The signing key cannot be read.
     """
     federation = load_config(federation_file, FederationConfig)
-    from intramural.models.personal_check import check_personal
-    from intramural.strategies.registry import check_rule  # here: other commands need no NumPy
-
-    check_rule(federation)
-    check_personal(federation)
-    if federation.privacy is not None:
-        from intramural.privacy.plan import PrivacyPlan  # here: accounting takes seconds
-
-        PrivacyPlan.of(federation)  # an impossible plan is a problem of the file
+    check_federation(federation)
     folder = home / RUNS / (name or _free_name(home, federation.federation.name))
     if folder.exists():
         raise ConfigError(f"{folder}: there is such a run; name another, or `server run --resume`")

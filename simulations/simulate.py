@@ -17,11 +17,11 @@ from intramural.core.files import write_atomic, write_json
 from intramural.core.journal import scan
 from intramural.core.site import SiteConfig, load_site
 from intramural.models.generation import Generation
-from intramural.models.personal_check import check_personal
 from intramural.models.resident import resident_model
 from intramural.server import machine
 from intramural.server.checkpoint import load_checkpoint
 from intramural.server.export import beginning
+from intramural.server.planning import check_federation
 from intramural.server.report_html import render_html
 from intramural.server.run import CHECKPOINTS, JOURNAL, REPORT, run_id
 from intramural.server.watcher import Watcher
@@ -40,7 +40,6 @@ from intramural.simulations.engines import Engine, Work, run_engine
 from intramural.simulations.scenario import Scenario, load_scenario
 from intramural.simulations.sites import FOLDERS_MAX, Deal, Dealt, deal
 from intramural.simulations.trace import TRACE, Tracer
-from intramural.strategies.registry import check_rule
 
 MARK = "simulation.json"
 """What a folder's simulation is made of; the folder is for no other."""
@@ -131,12 +130,7 @@ def _check(plan: Simulation) -> None:
         raise ConfigError("--scenario has sites answer one by one; leave out --engine batched")
     _check_sites(plan)
     check_manifest(plan.deal.template.policy, plan.federation)
-    check_rule(plan.federation)
-    check_personal(plan.federation)
-    if plan.federation.privacy is not None:
-        from intramural.privacy.plan import PrivacyPlan  # here: accounting takes a second to load
-
-        PrivacyPlan.of(plan.federation)  # an impossible plan shows itself here
+    check_federation(plan.federation)
     data = plan.deal.template.data.path
     if not data.is_file():
         raise DataError(f"{data}: no such file; name a file of records")

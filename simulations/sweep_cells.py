@@ -11,9 +11,10 @@ import numpy as np
 
 from intramural.core.canonical import canonical_json, digest_json
 from intramural.core.config import check_config, read_table
-from intramural.core.errors import ConfigError, IntramuralError
+from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.seeds import generator
+from intramural.server.planning import check_federation
 from intramural.simulations.partition import parse_spec
 from intramural.simulations.sites import FOLDERS_MAX
 from intramural.simulations.sweep_config import (
@@ -24,7 +25,6 @@ from intramural.simulations.sweep_config import (
     Range,
     SweepConfig,
 )
-from intramural.strategies.registry import check_rule
 
 DRAWS_MAX = 1000
 """Draws in a row that give no new cell, after which there are taken to be no more."""
@@ -236,13 +236,7 @@ def _unjudged(config: SweepConfig, cell: Cell, source: Source) -> Iterator[str]:
             f"{source.sweep}: simulation.sites: {cell.sites} is below sites.min = "
             f"{federation.sites.min}; raise it, or lower sites.min"
         )
-    checks: list[Callable[[FederationConfig], object]] = [check_rule]
-    if federation.privacy is not None:
-        from intramural.privacy.plan import PrivacyPlan  # here: accounting takes a second to load
-
-        checks.append(PrivacyPlan.of)
-    for check in checks:
-        try:
-            check(federation)
-        except IntramuralError as error:
-            yield from (f"{source.federation}: {line}" for line in str(error).splitlines())
+    try:
+        check_federation(federation)
+    except ConfigError as error:
+        yield from (f"{source.federation}: {line}" for line in str(error).splitlines())

@@ -67,7 +67,7 @@ def test_every_cell_is_a_federation_of_the_same_scale() -> None:
         federation = federation_of(one)
         assert federation.exchange.alpha / federation.exchange.rank == 2.0
         assert (federation.privacy is None) == (one.epsilon is None)
-        assert federation.training.learning_rate == (8e-3 if one.epsilon is None else 2.0)
+        assert federation.training.learning_rate == (8e-3 if one.epsilon is None else 5.0)
 
 
 def test_a_cell_at_the_usual_rate_is_the_cell_that_names_none() -> None:
