@@ -3,7 +3,7 @@
 Sites share the 11,982 ICD-10-CM titles of examples/icd10 (test split grouped by category); MiniLM
 with LoRA of rank 8 on query and value.
 
-- Without privacy: pooler and classifier trained whole beside the adapter; 20 rounds of 4 steps of
+- Without privacy: pooler and classifier trained whole beside the adapter; 12 rounds of 4 steps of
   16 titles, AdamW at 8e-3.
 - With privacy (a record, epsilon 8): the classifier alone beside the adapter, 6 rounds of 2 steps
   of 128 titles expected, clipped to 1, SGD at 5.0 with momentum 0.9.

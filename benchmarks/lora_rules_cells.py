@@ -32,7 +32,7 @@ RULES = (
 IID, SKEWED = "iid", "dirichlet:0.1"
 SEEDS = (7, 8, 9)
 MIXED = (4, 8, 16)
-ROUNDS, STEPS = 20, 4
+ROUNDS, STEPS = 12, 4
 PRIVATE_ROUNDS, PRIVATE_RATE = 6, 5.0
 PRIVATE_TRAINING = {
     "optimizer": "sgd",

@@ -26,7 +26,7 @@ def update_of(
 
     Guarantees:
         Under [privacy] nothing but the vector tells of the records: the weight is 1, and there
-        is no loss and no time.
+        is no loss, no time and no count of steps.
     """
     layout = job.up.digest
     if guard is not None:

@@ -49,10 +49,14 @@ def trained_factor(rule: str, round: int) -> Factor | None:
     return None
 
 
+def trains(turn: Factor | None, name: str) -> bool:
+    """Return whether a parameter is trained in a factor's turn: all but the other LoRA factor."""
+    return turn is None or factor_of(name) in (None, turn)
+
+
 def is_trained(federation: FederationConfig, name: str, *, round: int) -> bool:
-    """Return whether the sites train a parameter in a round; all but the other LoRA factor."""
-    turn, factor = trained_factor(federation.strategy.rule, round), factor_of(name)
-    return turn is None or factor is None or factor == turn
+    """Return whether the sites train a parameter in a round."""
+    return trains(trained_factor(federation.strategy.rule, round), name)
 
 
 def is_personal(federation: FederationConfig, name: str) -> bool:

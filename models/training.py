@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from intramural.core.errors import TrainingError
 from intramural.core.federation import FederationConfig, Training
 from intramural.core.metrics import Sums, add_sums
-from intramural.core.route import Factor, factor_of, trained_factor
+from intramural.core.route import Factor, trained_factor, trains
 from intramural.core.seeds import derive_seed, generator
 from intramural.models.corrections import Corrections, Named
 from intramural.models.loading import Loaded
@@ -137,7 +137,7 @@ def trained_alone(loaded: Loaded, factor: Factor | None) -> Iterator[dict[str, n
     A frozen parameter has no gradient, so none that could be clipped, noised, decayed or stepped.
     """
     own = loaded.exchange.parameters
-    trained = {n: p for n, p in own.items() if factor is None or factor_of(n) in (None, factor)}
+    trained = {name: parameter for name, parameter in own.items() if trains(factor, name)}
     frozen = [p for n, p in own.items() if n not in trained and p.requires_grad]
     try:
         for parameter in frozen:

@@ -7,10 +7,7 @@ its mantissa (a known trick; see Hecker 1996, "Let's get to the (floating) point
 can be added as they are.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -18,13 +15,10 @@ from numpy.typing import NDArray
 
 from intramural.core.errors import AggregationError
 from intramural.core.layout import Vector
+from intramural.strategies.threads import CHUNK, in_parts, thread_count
 
 T = TypeVar("T")
 
-CHUNK = 1 << 17
-"""Elements handled at once: few enough to stay in cache, enough to keep threads from waiting."""
-THREADS_MAX = 4
-"""Each thread has a chunk of scratch; more threads than this gain nothing but memory traffic."""
 MAGIC = 1.5 * 2.0**52
 MAGIC_BITS = int(np.float64(MAGIC).view(np.int64))
 TERM_MAX = 2.0**51
@@ -33,23 +27,9 @@ SUM_MAX = 2.0**62
 """Bound of the sum's magnitude, in grid units."""
 
 
-def _threads() -> int:
-    return min(os.cpu_count() or 1, THREADS_MAX)
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    """Return the threads that share the chunks; NumPy lets go of the interpreter's lock."""
-    return ThreadPoolExecutor(_threads(), thread_name_prefix="exact-sum")
-
-
 def _in_parts(size: int, work: Callable[[int, int], T]) -> list[T]:
     """Run `work(start, stop)` on equal parts of `range(size)`, one a thread."""
-    parts = _threads() if size > 4 * CHUNK else 1
-    edges = [size * i // parts for i in range(parts + 1)]
-    if parts == 1:
-        return [work(0, size)]
-    return list(_pool().map(work, edges[:-1], edges[1:]))
+    return in_parts(size, thread_count() if size > 4 * CHUNK else 1, work)
 
 
 def _peak(chunk: Vector) -> float:

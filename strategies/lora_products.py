@@ -1,5 +1,6 @@
 """Rules that need each site's product B A: FLoRA, FlexLoRA, FedEx-LoRA."""
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from math import sqrt
 
@@ -15,7 +16,7 @@ from intramural.strategies.lora import Pairs, moved, truncated, view
 from intramural.strategies.rule import Fold, State, Traits
 
 
-class ProductRule:
+class ProductRule(ABC):
     """Averages what the sites send, and beside it the products of each site's factors.
 
     Both are one exact sum, so the order of updates changes no bit. It holds two models of memory,
@@ -44,7 +45,7 @@ class ProductRule:
         nothing = np.zeros(self.pairs.products_layout.size, dtype=np.float32)
         start = np.concatenate([self._part.gather(current), nothing])
         inner = self._mean.begin({}, start, round=round)
-        return Fold(round=round, current=current, state=state, work=inner, sites=inner.sites)
+        return Fold.around(inner, current=current, state=state)
 
     def add(self, fold: Fold, update: Update) -> None:
         """Fold an update and its products in.
@@ -73,6 +74,7 @@ class ProductRule:
 
         return written(fold.current.size, write), {}
 
+    @abstractmethod
     def settle(self, round: int, products: Vector, out: Vector) -> None:
         """Change `out`, which holds the averaged factors, so that it stands for `products`.
 
@@ -81,7 +83,6 @@ class ProductRule:
             products: Weighted mean of the sites' products, scale included.
             out: The coordinator's next vector.
         """
-        raise NotImplementedError
 
 
 class FLoRA(ProductRule):

@@ -21,7 +21,7 @@ class Measured:
         """Open a round."""
         inner = self._inner.begin(state, current, round=round)
         self._meter.begin(current, round)
-        return Fold(round=round, current=current, state=state, work=inner, sites=inner.sites)
+        return Fold.around(inner, current=current, state=state)
 
     def add(self, fold: Fold, update: Update) -> None:
         """Fold an update in; one that the rule refuses is not measured."""

@@ -1,9 +1,7 @@
 """Rows: a round's updates as the matrix that robust rules work on, chunk by chunk."""
 
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,6 +9,7 @@ from numpy.typing import NDArray
 
 from intramural.core.layout import Vector
 from intramural.strategies.spool import Spool
+from intramural.strategies.threads import in_parts
 
 T = TypeVar("T")
 Matrix = NDArray[np.float64]
@@ -20,18 +19,10 @@ CHUNK_ELEMENTS = 1 << 18
 """Elements of all rows handled at once: few enough to stay in cache."""
 PARTS = 8
 """Parts that the columns are cut into; fixed, so that sums do not depend on the threads."""
-THREADS_MAX = 4
 BLAS_ALONE_MAX = 1 << 18
 """Multiplications up to which OpenBLAS uses the calling thread alone; its own would fight ours."""
 BLOCK_MIN = 512
 """Columns multiplied at once, at least; narrower blocks cost more than they save."""
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    """Return the threads that share the parts; NumPy lets go of the interpreter's lock."""
-    threads = min(os.cpu_count() or 1, THREADS_MAX)
-    return ThreadPoolExecutor(threads, thread_name_prefix="robust")
 
 
 class Rows:
@@ -133,10 +124,8 @@ class Rows:
     def _in_parts(self, work: Callable[[int, int], T]) -> list[T]:
         """Run `work(start, stop)` on parts of the columns; the results are in the parts' order."""
         size = self._spool.size
-        if size * len(self._spool) <= CHUNK_ELEMENTS:
-            return [work(0, size)]
-        edges = [size * i // PARTS for i in range(PARTS + 1)]
-        return list(_pool().map(work, edges[:-1], edges[1:]))
+        is_small = size * len(self._spool) <= CHUNK_ELEMENTS
+        return in_parts(size, 1 if is_small else PARTS, work)
 
 
 def _multiply(mix: Matrix, chunk: Matrix, *, out: Matrix) -> None:

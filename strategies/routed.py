@@ -34,7 +34,7 @@ class Routed:
         prefix = self._prefix(round)
         own = {n.removeprefix(prefix): a for n, a in state.items() if n.startswith(prefix)}
         inner = self._inner.begin(own, self.part(round).gather(current), round=round)
-        return Fold(round=round, current=current, state=state, work=inner, sites=inner.sites)
+        return Fold.around(inner, current=current, state=state)
 
     def add(self, fold: Fold, update: Update) -> None:
         """Fold in an update of the round's uplink layout."""

@@ -49,6 +49,11 @@ class Fold:
     measures: dict[str, float] = field(default_factory=dict)
     """What `finish` has to tell of the round, by name, for its record."""
 
+    @classmethod
+    def around(cls, inner: "Fold", *, current: Vector, state: State) -> "Fold":
+        """Return the fold of a rule that hands its updates to another, whose fold is `inner`."""
+        return cls(round=inner.round, current=current, state=state, work=inner, sites=inner.sites)
+
 
 class Rule(Protocol):
     """Streaming aggregation: no input or output, no clock, no hidden state."""

@@ -54,7 +54,7 @@ class Scaffold:
         """Open a round."""
         nothing = np.zeros(self._up.size, dtype=np.float32)
         inner = self._mean.begin({}, nothing, round=round)
-        return Fold(round=round, current=current, state=state, work=inner, sites=inner.sites)
+        return Fold.around(inner, current=current, state=state)
 
     def add(self, fold: Fold, update: Update) -> None:
         """Fold one update in, exactly."""

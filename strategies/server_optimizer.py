@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 from intramural.core.layout import Vector, written
 from intramural.core.messages import Update
 from intramural.strategies.rule import Fold, Rule, State
+from intramural.strategies.threads import CHUNK
 
 Optimizer = Literal["sgd", "adam", "yogi", "adagrad"]
 
 Chunk = NDArray[np.float64]
 
-CHUNK = 1 << 17
-"""Elements handled at once: few enough to stay in cache."""
 MOMENTS = {"sgd": ("velocity",), "adam": ("m", "v"), "yogi": ("m", "v"), "adagrad": ("m", "v")}
 PREFIX = "optimizer/"
 """Of the moments in a state; the rest of it is the inner rule's."""
@@ -61,7 +60,7 @@ class ServerOptimizer:
         """Open a round of the inner rule."""
         own = {n: a for n, a in state.items() if not n.startswith(PREFIX)}
         inner = self._inner.begin(own, current, round=round)
-        return Fold(round=round, current=current, state=state, work=inner, sites=inner.sites)
+        return Fold.around(inner, current=current, state=state)
 
     def add(self, fold: Fold, update: Update) -> None:
         """Hand an update to the inner rule."""

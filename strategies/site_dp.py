@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from intramural.core.errors import AggregationError
 from intramural.core.layout import Vector
 from intramural.core.messages import Update
-from intramural.strategies.exact_sum import CHUNK, ExactSum
+from intramural.strategies.exact_sum import ExactSum
 from intramural.strategies.fedavg import FedAvg
 from intramural.strategies.rule import Fold, State, Traits
+from intramural.strategies.threads import CHUNK
 
 Noise = Callable[[int, float], NDArray[np.float32]]
 """Returns so many independent draws from N(0, std**2); private if its generator is."""

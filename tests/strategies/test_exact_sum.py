@@ -1,6 +1,5 @@
 """The exact sum: the same bits in any order and chunking, right to half a grid step a term."""
 
-from collections.abc import Iterator
 from random import Random
 
 import numpy as np
@@ -25,12 +24,9 @@ terms = st.lists(st.tuples(vectors, weights), min_size=1, max_size=8)
 
 
 @pytest.fixture
-def small_chunks() -> Iterator[None]:
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make ten elements many chunks and several threads' work."""
-    whole = exact_sum.CHUNK
-    exact_sum.CHUNK = 2
-    yield
-    exact_sum.CHUNK = whole
+    monkeypatch.setattr(exact_sum, "CHUNK", 2)
 
 
 def mean(pairs: Terms, *, bits: int = BITS) -> Vector:
@@ -70,14 +66,13 @@ def test_it_equals_the_float64_oracle_to_half_a_step_a_term(pairs: Terms) -> Non
     assert np.all(np.abs(mean(pairs) - oracle) <= bound)
 
 
-@pytest.mark.usefixtures("small_chunks")
-def test_chunks_and_threads_change_no_bit() -> None:
+def test_chunks_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     for size in (1, 2, 3, 8, 9, 10, 37):
         pairs = [(rng.standard_normal(size).astype(np.float32), w) for w in (1.0, 3.0, 7.0)]
-        exact_sum.CHUNK = 2
+        monkeypatch.setattr(exact_sum, "CHUNK", 2)  # many chunks, and several threads' work
         chunked = mean(pairs)
-        exact_sum.CHUNK = 1 << 16
+        monkeypatch.setattr(exact_sum, "CHUNK", 1 << 16)
         assert mean(pairs).tobytes() == chunked.tobytes()
         oracle = np.sum([w * v.astype(np.float64) for v, w in pairs], axis=0) / 11.0
         np.testing.assert_allclose(chunked, oracle, rtol=1e-6, atol=1e-7)

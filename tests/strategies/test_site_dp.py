@@ -13,11 +13,12 @@ from intramural.core.errors import AggregationError, ConfigError
 from intramural.core.layout import Layout, Vector
 from intramural.core.messages import Update
 from intramural.privacy.random import SecureRandom
-from intramural.strategies.exact_sum import CHUNK, MAGIC_BITS
+from intramural.strategies.exact_sum import MAGIC_BITS
 from intramural.strategies.fedavg import FedAvg
 from intramural.strategies.registry import make_rule
 from intramural.strategies.rule import Fold
 from intramural.strategies.site_dp import NOISE_REACH, Noise, SiteDPFedAvg, norm_of
+from intramural.strategies.threads import CHUNK
 from tests.strategies.updates import run_round, update
 from tests.tiny import Json, federation
 
