@@ -4,13 +4,12 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from intramural.core.canonical import digest_json
-from intramural.core.errors import Refused
 from intramural.core.federation import FederationConfig
 from intramural.core.messages import Split
 from intramural.core.site import SiteConfig
 from intramural.data.population import Pair, Population, TokenTable
-from intramural.data.readers import read_records
-from intramural.data.records import Columns, Record, Records
+from intramural.data.records import Record, Records
+from intramural.data.task_records import read_for_task
 from intramural.models.resident import Resident
 from intramural.models.tasks import Tokens
 
@@ -50,14 +49,10 @@ class FileSource:
 
     def records(self) -> Records:
         """Return the file's usable records."""
-        task, data = self._federation.task, self._site.data
-        key = "label" if task.kind == "classification" else "response"
-        target = data.label if task.kind == "classification" else data.response
-        if target is None:
-            raise Refused(f"{task.kind} needs data.{key} in site.toml; name the column")
-        columns = Columns(text=data.text, target=target, person=data.person, group=data.group)
-        labels = task.labels or None
-        return read_records(data.path, columns, labels=labels, strict=data.strict)
+        data = self._site.data
+        return read_for_task(
+            data, self._federation, source="site.toml", person=data.person, group=data.group
+        )
 
     def tokens(self, resident: Resident, records: Sequence[Record]) -> Tokens:
         """Return the records as tokens, made now."""

@@ -22,6 +22,7 @@ SETTINGS: dict[str, str | bool | float] = {
     "manifest": "",
     "out": "",
     "models": "{}",
+    "holdout": "",
     "resume": True,
     "engine": "flower",
     "patience-s": ENDLESS,

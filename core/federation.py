@@ -191,17 +191,20 @@ class FederationConfig(Section):
     def _gate_can_judge(self) -> "FederationConfig":
         if self.gate is None:
             return self
-        if self.evaluations_every != 1:
+        by_sites = self.gate.judge == "sites"
+        if by_sites and self.evaluations_every != 1:
             raise ValueError(
                 "gate judges every round; set evaluation.every = 1, and under [privacy] "
-                "privacy.metrics_noise, or remove [gate]"
+                "privacy.metrics_noise, or gate.judge = 'coordinator', or remove [gate]"
             )
-        if self.site_privacy is not None:
+        if by_sites and self.site_privacy is not None:
             raise ValueError(
-                "site_privacy covers the arrays, and [gate] chooses among them by metrics that it "
-                "does not cover; remove one of the tables"
+                "site_privacy covers the arrays, and [gate] chooses among them by the sites' "
+                "metrics, which it does not cover; set gate.judge = 'coordinator', or remove one "
+                "of the tables"
             )
-        classifies, private = self.task.kind == "classification", self.privacy is not None
+        classifies = self.task.kind == "classification"
+        private = by_sites and self.privacy is not None
         noised = "accuracy" if classifies else "example_accuracy"
         plain = ["loss", "accuracy", "macro_f1"] if classifies else ["loss", "perplexity", noised]
         if self.gate.metric not in (known := [noised] if private else plain):

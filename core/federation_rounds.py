@@ -82,8 +82,11 @@ class Gate(Section):
     """
 
     metric: Literal["loss", "perplexity", "accuracy", "macro_f1", "example_accuracy"] = "loss"
-    """what must not get worse, on the sites' validation records, from the last arrays kept to the
-    round's; under [privacy] 'accuracy', or 'example_accuracy' of a generation"""
+    """what must not get worse from the last arrays kept to the round's; where sites judge under
+    [privacy], 'accuracy', or 'example_accuracy' of a generation"""
+    judge: Literal["sites", "coordinator"] = "sites"
+    """whose records it is measured on: the sites' validation records, or records of the
+    coordinator's own (holdout.toml), which cost no site any privacy"""
     tolerance: Annotated[float, Field(ge=0, strict=True)] = 0.0
     """how much worse it may get, in the metric's own units"""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from intramural.core.config import Section, load_config
+from intramural.core.records_file import RecordsFile
 from intramural.core.values import Count, Name, Positive, Text
 
 _TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
@@ -33,17 +34,9 @@ class SiteIdentity(Section):
     """lower-case name of the site: letters, digits, dot, dash, underscore"""
 
 
-class SiteData(Section):
+class SiteData(RecordsFile):
     """The table [data]."""
 
-    path: Path
-    """the records: .csv, .jsonl or .parquet; relative to site.toml"""
-    text: Text
-    """column that holds the text"""
-    label: Text | None = None
-    """classification: column that holds the label"""
-    response: Text | None = None
-    """generation: column that holds the response"""
     person: Text | None = None
     """column that identifies the person a record is about; groups the splits"""
     group: Text | None = None
@@ -52,8 +45,6 @@ class SiteData(Section):
     """name of the data set, for its privacy ledger; absent: the file's name"""
     ledger: Path | None = None
     """the data set's privacy ledger; absent: ledger-NAME.jsonl beside site.toml"""
-    strict: bool = False
-    """true: stop at the first bad row; false: skip and count bad rows"""
 
 
 class SitePolicy(Section):

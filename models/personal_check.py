@@ -15,6 +15,13 @@ def check_personal(federation: FederationConfig) -> None:
         ConfigError: It names the keys and what to do.
     """
     personal, rule = federation.personal, federation.strategy.rule
+    is_partial, gate = federation.exchange.personal or rule in PERSONAL_B, federation.gate
+    if is_partial and gate is not None and gate.judge == "coordinator":
+        raise ConfigError(
+            "gate.judge = 'coordinator' needs a whole model at the coordinator, and "
+            f"exchange.personal (or strategy.rule = {rule!r}) leaves a part of it at the sites; "
+            "set gate.judge = 'sites'"
+        )
     if federation.privacy is not None and rule in CONTROL_RULES:
         raise ConfigError(
             f"strategy.rule = {rule!r} corrects steps by what earlier ones were, which is not "
@@ -28,7 +35,7 @@ def check_personal(federation: FederationConfig) -> None:
             "not cover; remove [personal], or use exchange.personal, whose parameters stay at the "
             "site and are trained with noise"
         )
-    if federation.exchange.personal or rule in PERSONAL_B:
+    if is_partial:
         raise ConfigError(
             "[personal] makes a whole model for each site, and exchange.personal (or strategy.rule "
             f"= {rule!r}) a part of one; keep one of the two"

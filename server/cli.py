@@ -11,28 +11,40 @@ from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import write_atomic
 from intramural.core.journal import GENESIS, scan
+from intramural.core.records_file import load_holdout
 from intramural.core.site import load_site
+from intramural.server.holdout import check_holdout
 from intramural.server.planning import check_federation
 from intramural.server.report_html import render_html
 
+HOLDOUT_OPTION = typer.Option(
+    "--holdout",
+    help="A holdout.toml, whose [data] names records of the coordinator's own; with gate.judge = "
+    "'coordinator'.",
+)
 JSON = typer.Option("--json", help="Print one JSON object.")
 
 
 def check_command(
-    file: Annotated[Path, typer.Argument(help="A federation.toml or a site.toml.")],
+    file: Annotated[Path, typer.Argument(help="A federation.toml, a site.toml or a holdout.toml.")],
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Check a configuration file: every problem at once, each with its key and remedy.
 
-    FILE is a federation.toml or a site.toml, told apart by the table [site].
-    Reads the file alone: neither model nor records are opened. A plan of
-    privacy that cannot be kept is refused; see `intramural privacy plan`.
+    FILE is a federation.toml; a site.toml, told by the table [site]; or a
+    holdout.toml, which has [data] and nothing else. Reads the file alone:
+    neither model nor records are opened. A plan of privacy that cannot be kept
+    is refused; see `intramural privacy plan`.
 
     Example: intramural check federation.toml
     """
-    if "site" in read_table(file):
+    table = read_table(file)
+    if "site" in table:
         name = load_site(file).site.name
         found = {"file": str(file), "kind": "site", "name": name}
+    elif set(table) == {"data"}:
+        name = load_holdout(file).data.path.name
+        found = {"file": str(file), "kind": "holdout", "name": name}
     else:
         config = load_config(file, FederationConfig)
         name = config.federation.name
@@ -46,6 +58,7 @@ def bundle_command(
     federation: Annotated[Path, typer.Argument(help="The federation's federation.toml.")],
     out: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
     run_folder: Annotated[Path, typer.Option(help="Where the coordinator leaves the run's files.")],
+    holdout: Annotated[Path | None, HOLDOUT_OPTION] = None,
     sites: Annotated[
         Path | None,
         typer.Option(help="Simulation only: folder with one folder a site, each with a site.toml."),
@@ -63,9 +76,12 @@ def bundle_command(
 
     config = load_config(federation, FederationConfig)
     check_federation(config)
+    check_holdout(config, holdout)
     beside = federation.parent / config.model.base
     places = {config.model.base: str(beside.resolve())} if beside.is_dir() else {}
-    plan = RunPlan(federation=config, folder=run_folder, places=places, resume=True)
+    plan = RunPlan(
+        federation=config, folder=run_folder, places=places, holdout=holdout, resume=True
+    )
     settings = plan.to_config()
     if sites is not None:
         settings |= {SITES_KEY: str(sites.resolve()), "patience-s": 0.0}

@@ -11,6 +11,7 @@ from intramural.server.asking import Asking, flights_of
 from intramural.server.checkpoint import Checkpoint, save_checkpoint
 from intramural.server.crowd import Crowd
 from intramural.server.directory import GREETING, Directory
+from intramural.server.holdout import HOLDOUT
 from intramural.server.ledger_watch import ROLLED_BACK, LedgerWatch
 from intramural.server.machine import Phase
 from intramural.server.post import Arrival
@@ -278,7 +279,9 @@ class Coordinator:
         }
         if setting.added is not None:
             record |= setting.added(record)
-        told, before = self._rollback.judge(record["metrics"], self.history)
+        if setting.holdout is not None:
+            record[HOLDOUT] = setting.holdout.measure(self.vector)
+        told, before = self._rollback.judge(record, self.history)
         if before is not None:
             self.vector, self.memory = before
             setting.watcher.noticed(f"round {round_} is rolled back: {told['gate']}")

@@ -63,6 +63,7 @@ class Keeper:
             "manifest": order.envelope,
             "out": str(order.folder.resolve()),
             "models": canonical_json(order.places).decode(),
+            "holdout": order.holdout,
             "coordinator": str(self._home.resolve()),
         }
         app, run = write_bundle(order.folder / "bundle", settings)

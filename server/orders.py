@@ -14,6 +14,7 @@ from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import Held, exclusive, make_folder, write_atomic, write_json
 from intramural.server.folder import CoordinatorFolder
+from intramural.server.holdout import check_holdout
 from intramural.server.planning import check_federation
 from intramural.server.run import LOCK
 from intramural.trust.envelope import MANIFEST_TYPE, sign
@@ -50,8 +51,14 @@ class Order:
     @property
     def places(self) -> dict[str, str]:
         """Folders of base models by name, at the coordinator."""
-        places: dict[str, str] = json.loads((self.folder / ORDER).read_text())["models"]
+        places: dict[str, str] = self._order["models"]
         return places
+
+    @property
+    def holdout(self) -> str:
+        """The holdout.toml that [gate] judges by; empty: none."""
+        path: str = self._order.get("holdout", "")
+        return path
 
     @property
     def standing(self) -> Standing:
@@ -59,8 +66,12 @@ class Order:
         outcome = self.outcome
         if outcome is not None:
             return "finished" if outcome["error"] is None else "failed"
-        wanted = json.loads((self.folder / ORDER).read_text())["wanted"]
-        return "wanted" if wanted else "stopped"
+        return "wanted" if self._order["wanted"] else "stopped"
+
+    @property
+    def _order(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / ORDER).read_text())
+        return content
 
     @property
     def outcome(self) -> dict[str, Any] | None:
@@ -79,8 +90,7 @@ class Order:
 
     def want(self, *, wanted: bool) -> None:
         """Ask for the run to go on, or to stop after what it has committed."""
-        path = self.folder / ORDER
-        write_json(path, json.loads(path.read_text()) | {"wanted": wanted})
+        write_json(self.folder / ORDER, self._order | {"wanted": wanted})
         if wanted:
             (self.folder / OUTCOME).unlink(missing_ok=True)
 
@@ -95,6 +105,7 @@ def place_order(
     *,
     name: str | None,
     models: dict[str, str],
+    holdout: Path | None = None,
     passphrase: str | None,
 ) -> Order:
     """Write the order of a new run, with its signed manifest.
@@ -104,6 +115,7 @@ def place_order(
         federation_file: A federation.toml.
         name: The run's name; None: the federation's, with a number.
         models: Folders of base models by name.
+        holdout: holdout.toml of the coordinator's own records, where [gate] judges by them.
         passphrase: Of the signing key.
 
     Raises:
@@ -112,6 +124,7 @@ def place_order(
     """
     federation = load_config(federation_file, FederationConfig)
     check_federation(federation)
+    check_holdout(federation, holdout)
     folder = home / RUNS / (name or _free_name(home, federation.federation.name))
     if folder.exists():
         raise ConfigError(f"{folder}: there is such a run; name another, or `server run --resume`")
@@ -121,7 +134,10 @@ def place_order(
     make_folder(folder)
     write_atomic(folder / FEDERATION, federation_file.read_bytes())
     write_json(folder / MANIFEST, sign(MANIFEST_TYPE, federation.manifest().encode(), key))
-    write_json(folder / ORDER, {"wanted": True, "models": places | models})  # last: it counts
+    order = {"wanted": True, "models": places | models}
+    if holdout is not None:
+        order["holdout"] = str(holdout.resolve())
+    write_json(folder / ORDER, order)  # last: it counts
     return Order(folder=folder)
 
 

@@ -3,7 +3,7 @@
 import json
 from base64 import b64decode
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from intramural.server.commits import commits_of
 from intramural.server.coordinator import Coordinator
 from intramural.server.directory import Manners
 from intramural.server.export import Beginning, beginning, save_final
+from intramural.server.holdout import Holdout, check_holdout
 from intramural.server.lost import Again
 from intramural.server.post import Post, Seals
 from intramural.server.report import run_report
@@ -37,6 +38,8 @@ LOCK = "run.lock"
 """Held while a process runs the federation in the folder; the file itself stays."""
 
 
+JUDGED_BY = "judged_by"
+"""Key of a journal's first entry: digest of the coordinator's own records."""
 SITES_KEY = "simulation-sites"
 """Key of a run's configuration: folder of the simulated sites, one folder each."""
 
@@ -49,6 +52,8 @@ class RunPlan:
     folder: Path
     places: dict[str, str] = field(default_factory=dict)
     """Folders of base models by name, at the coordinator."""
+    holdout: Path | None = None
+    """holdout.toml of the coordinator's own records, where [gate] judges by them."""
     resume: bool = False
     engine: str = "flower"
     patience_s: float = inf
@@ -63,6 +68,7 @@ class RunPlan:
             "manifest": self.federation.manifest(),
             "out": str(self.folder.resolve()),
             "models": canonical_json(self.places).decode(),
+            "holdout": str(self.holdout.resolve()) if self.holdout is not None else "",
             "resume": self.resume,
             "engine": self.engine,
             "patience-s": self.patience_s if self.patience_s < inf else ENDLESS,
@@ -120,6 +126,7 @@ def _run_alone(
     adapt: Callable[[Setting], Setting],
 ) -> dict[str, Any]:
     start = _start(plan, watcher)
+    holdout = _holdout(plan)
     first = beginning(plan.federation, plan.places)
     rule = make_rule(plan.federation, first.layout, noise=secret_noise())
     if start is None:
@@ -139,9 +146,10 @@ def _run_alone(
             base=first.base,
             layout=first.layout.digest,
             digest=digest_vector(start.vector),
+            **({JUDGED_BY: holdout.digest} if holdout is not None else {}),
         )
         setting = _setting(plan, grid, watcher, deployment, first, rule, journal)
-        coordinator = Coordinator(adapt(setting), start)
+        coordinator = Coordinator(replace(adapt(setting), holdout=holdout), start)
         # what is not needed any more is let go: each of these holds a model's memory, or two
         first = first.without_vector()
         del start, setting, rule
@@ -225,6 +233,21 @@ def _start(plan: RunPlan, watcher: Watcher) -> Checkpoint | None:
     return checkpoint
 
 
+def _holdout(plan: RunPlan) -> Holdout | None:
+    """Return the records that [gate] judges by, the same as when the run began."""
+    check_holdout(plan.federation, plan.holdout)
+    if plan.holdout is None:
+        return None
+    found = Holdout(plan.holdout, plan.federation, plan.places)
+    entries = scan(plan.folder / JOURNAL).entries
+    if {entry.body[JUDGED_BY] for entry in entries if JUDGED_BY in entry.body} - {found.digest}:
+        raise ConfigError(
+            f"{plan.holdout}: its records are not those that the run in {plan.folder} began with; "
+            "put those back, or use another --out"
+        )
+    return found
+
+
 def _round_0(plan: RunPlan, first: Beginning) -> Checkpoint:
     return Checkpoint(
         round=0,
@@ -250,10 +273,12 @@ def plan_from_config(run_config: dict[str, Any]) -> RunPlan:
             f"run configuration: {type(error).__name__} {error}; make it with `intramural bundle`"
         ) from None
     patience_s = float(run_config.get("patience-s", ENDLESS))
+    holdout = str(run_config.get("holdout", ""))
     return RunPlan(
         federation=check_config(table, FederationConfig, source="manifest"),
         folder=folder,
         places=json.loads(str(run_config.get("models", "{}"))),
+        holdout=Path(holdout) if holdout else None,
         resume=bool(run_config.get("resume", False)),
         engine=str(run_config.get("engine", "flower")),
         patience_s=inf if patience_s == ENDLESS else patience_s,

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from intramural.core.errors import ConfigError, Interrupted
+from intramural.server.cli import HOLDOUT_OPTION
 from intramural.server.folder import CoordinatorFolder
 from intramural.server.follow import follow
 from intramural.server.orders import RUNS, Order, order_named, orders, place_order
@@ -65,6 +66,7 @@ def run_command(
         list[str] | None,
         typer.Option(help="NAME=FOLDER of a base model at the coordinator; several times."),
     ] = None,
+    holdout: Annotated[Path | None, HOLDOUT_OPTION] = None,
     detach: Annotated[bool, typer.Option(help="Return at once; the run goes on.")] = False,
     passphrase: Annotated[bool, ASK_PASSPHRASE] = False,
     as_json: Annotated[bool, JSON] = False,
@@ -85,7 +87,9 @@ def run_command(
         assert federation is not None
         places = dict(_pair(text) for text in model or [])
         secret = ask_passphrase(passphrase)
-        order = place_order(folder, federation, name=name, models=places, passphrase=secret)
+        order = place_order(
+            folder, federation, name=name, models=places, holdout=holdout, passphrase=secret
+        )
     if not is_up(folder):
         typer.echo(f"{order.name}: waits for `intramural server up {folder}`", err=True)
     if detach:

@@ -11,6 +11,7 @@ from intramural.core.journal import Journal
 from intramural.core.layout import Layout, Vector
 from intramural.core.metrics import Sums
 from intramural.server.directory import Manners
+from intramural.server.holdout import Holdout
 from intramural.server.lost import Again
 from intramural.server.moves import Rules
 from intramural.server.post import Post
@@ -63,6 +64,8 @@ class Setting:
     world: Callable[[], dict[str, Any]] | None = None
     """What a simulation keeps of its clock and of requests under way; asked at a commit of an
     asynchronous round. With it the clock of a resumed run goes on where it stopped."""
+    holdout: Holdout | None = None
+    """The coordinator's own records, where [gate] judges by them."""
     crowd: int | None = None
     """A large simulation's number of sites, which nobody greets; None: they are greeted."""
 

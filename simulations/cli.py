@@ -13,6 +13,7 @@ from intramural.core.config import check_config, load_config
 from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.site import SiteConfig, load_site
+from intramural.server.cli import HOLDOUT_OPTION
 from intramural.server.report_table import print_report
 from intramural.server.screen import Screen
 from intramural.simulations.partition import parse_spec
@@ -84,6 +85,7 @@ def simulate_command(
         Path | None,
         typer.Option(help="Folder of the sites' privacy ledgers: runs that share it add up."),
     ] = None,
+    holdout: Annotated[Path | None, HOLDOUT_OPTION] = None,
     ranks: Annotated[
         str | None,
         typer.Option(
@@ -134,21 +136,12 @@ def simulate_command(
     console = Console(stderr=as_json)
     if sweep is not None:
         given = {"plan": plan, "scenario": scenario, "ledgers": ledgers, "ranks": ranks}
-        _refuse_with_sweep(engine, **given, trace=trace, hardware=hardware)
-        _sweep(
-            console,
-            as_json=as_json,
-            federation=federation,
-            data=data,
-            sweep=sweep,
-            out=out,
-            sites=sites,
-            partition=partition or "iid",
-            workers=workers,
-            threads=threads,
-            resume=resume,
-            options=_options(columns),
-        )
+        given |= {"holdout": holdout, "trace": trace, "hardware": hardware}
+        _refuse_with_sweep(engine, **given)
+        order: dict[str, Any] = {"federation": federation, "data": data, "sweep": sweep, "out": out}
+        order |= {"sites": sites, "partition": partition or "iid", "options": _options(columns)}
+        order |= {"workers": workers, "threads": threads, "resume": resume}
+        _sweep(console, as_json=as_json, **order)
         return
     from intramural.simulations.simulate import Simulation
 
@@ -172,6 +165,7 @@ def simulate_command(
         resume=resume,
         compare=_comparisons(compare),
         scenario=played,
+        holdout=holdout,
         workers=workers,
         trace=trace,
     )

@@ -50,6 +50,8 @@ class Work:
     workers: int | None = None
     """Processes of the pool; None: one for each GPU, or as many as fit the processors."""
     scenario: Scenario | None = None
+    holdout: Path | None = None
+    """holdout.toml of the coordinator's own records, where [gate] judges by them."""
     observe: "Observe | None" = None
     """Told of each delivery; no engine but Ray, which has its own, leaves one out."""
 
@@ -74,6 +76,7 @@ def run_engine(work: Work, *, watcher: Watcher) -> None:
         federation=work.deal.federation,
         folder=work.deal.folder,
         places=work.deal.template.model,
+        holdout=work.holdout,
         resume=True,
         engine=work.engine,
         patience_s=0.0,

@@ -21,6 +21,7 @@ from intramural.models.resident import resident_model
 from intramural.server import machine
 from intramural.server.checkpoint import load_checkpoint
 from intramural.server.export import beginning
+from intramural.server.holdout import check_holdout
 from intramural.server.planning import check_federation
 from intramural.server.report_html import render_html
 from intramural.server.run import CHECKPOINTS, JOURNAL, REPORT, run_id
@@ -62,6 +63,8 @@ class Simulation:
     compare: frozenset[str] = COMPARISONS
     scenario: Scenario | None = None
     """Links, hours and faults, on a simulated clock; None: sites answer at once and always."""
+    holdout: Path | None = None
+    """holdout.toml of the coordinator's own records, where [gate] judges by them."""
     workers: int | None = None
     """Processes of the pool; None: as many as fit the machine."""
     trace: bool = False
@@ -131,6 +134,7 @@ def _check(plan: Simulation) -> None:
     _check_sites(plan)
     check_manifest(plan.deal.template.policy, plan.federation)
     check_federation(plan.federation)
+    check_holdout(plan.federation, plan.holdout)
     data = plan.deal.template.data.path
     if not data.is_file():
         raise DataError(f"{data}: no such file; name a file of records")
@@ -169,7 +173,13 @@ def _check_sites(plan: Simulation) -> None:
 
 def _run(plan: Simulation, watcher: Watcher) -> None:
     """Run the rounds, unless they are all done."""
-    work = Work(deal=plan.deal, engine=plan.engine, workers=plan.workers, scenario=plan.scenario)
+    work = Work(
+        deal=plan.deal,
+        engine=plan.engine,
+        workers=plan.workers,
+        scenario=plan.scenario,
+        holdout=plan.holdout,
+    )
     if not plan.trace:
         run_engine(work, watcher=watcher)
         return

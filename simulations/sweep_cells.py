@@ -236,6 +236,11 @@ def _unjudged(config: SweepConfig, cell: Cell, source: Source) -> Iterator[str]:
             f"{source.sweep}: simulation.sites: {cell.sites} is below sites.min = "
             f"{federation.sites.min}; raise it, or lower sites.min"
         )
+    if federation.gate is not None and federation.gate.judge == "coordinator":
+        yield (
+            f"{source.federation}: gate.judge = 'coordinator': a sweep's cells have no "
+            "holdout.toml; set 'sites'"
+        )
     try:
         check_federation(federation)
     except ConfigError as error:

@@ -26,12 +26,13 @@ def run(
     slow: dict[int, int] | None = None,
     resume: bool = False,
     watcher: Watcher | None = None,
+    holdout: Path | None = None,
 ) -> dict[str, Any]:
     """Run a federation of the sites in a folder and return its report."""
     settings = {"manifest": config.manifest(), "simulation-sites": str(sites)}
     nodes = len(list(sites.glob("*/site.toml")))
     grid = SlowGrid(app, nodes, run_config=settings, before=before, slow=slow or {})
-    plan = RunPlan(federation=config, folder=folder, resume=resume, patience_s=0.0)
+    plan = RunPlan(federation=config, folder=folder, holdout=holdout, resume=resume, patience_s=0.0)
     return run_federation(plan, grid, watcher=watcher)
 
 

@@ -30,6 +30,8 @@ def test_check_tells_a_federation_from_a_site(tmp_path: Path) -> None:
     assert found["manifest"] == federation(Path("base")).digest
     own = site(tmp_path, "st-elsewhere", rows()[:2])
     assert "site 'st-elsewhere' is well formed" in call("check", own).replace("\n", "")
+    file.write_text(tomli_w.dumps({"data": {"path": "own.csv", "text": "title"}}))
+    assert "holdout 'own.csv' is well formed" in call("check", file).replace("\n", "")
 
 
 def test_bundle_holds_configuration_alone(tmp_path: Path) -> None:

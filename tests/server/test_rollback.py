@@ -139,7 +139,7 @@ def test_the_rules_memory_goes_back_too_and_a_resumed_run_decides_alike(tmp_path
                 "strategy": {"weights": "equal"},
                 "site_privacy": {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-3},
             },
-            "metrics that it does not cover",
+            "set gate.judge = .coordinator.",
         ),
     ],
 )
