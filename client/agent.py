@@ -34,7 +34,7 @@ from intramural.core.messages import (
     Welcome,
 )
 from intramural.core.metrics import Sums, with_personal
-from intramural.core.route import up_bytes_max, uplink
+from intramural.core.route import COUNTED_RULES, up_bytes_max, uplink
 from intramural.core.site import SiteConfig
 from intramural.data.records import Record
 from intramural.data.split import Splits, split_records
@@ -61,11 +61,13 @@ class SiteAgent:
         source: Source | None = None,
         now: Callable[[], datetime] = utc_now,
         durable: bool = True,
+        memory_of: FederationConfig | None = None,
     ) -> None:
         """Take the site's configuration and the manifest; reads and builds nothing yet.
 
         The records come from the file that site.toml names, or from `source`. `now` tells the time
         for policy.hours. `durable`: what the site keeps of a run must survive a power cut.
+        `memory_of`: for a simulator's own measurements, the federation whose memory to look in.
         """
         self._now = now
         self._source = source or FileSource(site, federation)
@@ -74,8 +76,13 @@ class SiteAgent:
         self.name = site.site.name
         self._is_allowed = False
         self._guard: Guard | None = None
-        folder, name = site.ledger_file.parent / MEMORY, site.site.name
-        self._keeping = Keeping(federation, SiteMemory(folder, name, durable=durable))
+        memory = SiteMemory(
+            site.ledger_file.parent / MEMORY,
+            self.name,
+            manifest=(memory_of or federation).digest,
+            durable=durable,
+        )
+        self._keeping = Keeping(federation, memory)
         self._splits: Splits | None = None
         self._tokens: dict[Split, Tokens] = {}
 
@@ -161,6 +168,7 @@ class SiteAgent:
             task=self.federation.task.kind,
             payload_bytes_max=self.site.policy.payload_bytes_max,
             private=self.federation.privacy is not None,
+            steps=self.federation.strategy.rule in COUNTED_RULES,
             personal=self.federation.personal is not None,
         )
         return policy.check(reply)

@@ -1,12 +1,12 @@
 """Memory: what a site keeps of a run from round to round, in its own folder; it never leaves.
 
 `memory/RUN/SITE/ROUND.safetensors` beside the ledger holds flat float32 vectors by name, as they
-were after a round. The last two are kept: a round that is tried again starts from what the round
-before left, and not from what its own first attempt did.
+were after a round. The last four are kept: a round that is tried again starts from what the round
+before left, and not from what its own first attempt did; and a coordinator that lost two of its
+three checkpoints goes back two rounds more.
 """
 
 import hashlib
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,28 +18,33 @@ from intramural.core.errors import DataRefused, Refused
 from intramural.core.files import write_atomic
 from intramural.core.layout import Vector
 
-log = logging.getLogger(__name__)
-
 MEMORY = "memory"
 """Folder beside the ledger."""
-GENERATIONS = 2
+GENERATIONS = 4
 """Rounds of a run that are kept."""
 SUFFIX = ".safetensors"
 
 
 class SiteMemory:
-    """One site's vectors of each run, on disk; of requests that name no run, in this process."""
+    """One site's vectors of each run, on disk; of requests that name no run, in this process.
 
-    def __init__(self, folder: Path, site: str, *, durable: bool = True) -> None:
+    Guarantees:
+        What was kept under one manifest is never found under another, whatever name the coordinator
+        gives a run: what training without privacy left does not enter a run under [privacy].
+    """
+
+    def __init__(self, folder: Path, site: str, *, manifest: str, durable: bool = True) -> None:
         """Read nothing yet.
 
         Args:
             folder: Holds all runs' memories.
             site: The site's name.
+            manifest: Digest of the federation's manifest.
             durable: Whether what is kept must survive a power cut, and not only a killed process.
         """
         self._folder = folder
         self._site = site
+        self._manifest = manifest
         self._durable = durable
         self._fleeting: dict[int, dict[str, Vector]] = {}
 
@@ -47,13 +52,17 @@ class SiteMemory:
         """Return what the last round before `round_` left, by name; {} when there was none.
 
         Raises:
-            DataRefused: The file cannot be read.
+            DataRefused: The file cannot be read; or the coordinator went back further than the
+                rounds that are kept.
         """
         kept = self._kept(run)
         earlier = [number for number in kept if number < round_]
         if not earlier:
-            if kept:
-                log.warning("%s: nothing is kept of the rounds before %d", self._site, round_)
+            if len(kept) >= GENERATIONS:  # so earlier ones were forgotten
+                raise DataRefused(
+                    f"the coordinator went back to round {round_}, and the site keeps nothing of "
+                    f"rounds before {min(kept)}; begin a new run"
+                )
             return {}
         if not run:
             return self._fleeting[max(earlier)]
@@ -103,4 +112,5 @@ class SiteMemory:
 
     def _place(self, run: str) -> Path:
         """Return a run's folder; `run` is the coordinator's word, and so no name of a file."""
-        return self._folder / hashlib.sha256(run.encode()).hexdigest()[:16] / self._site
+        key = hashlib.sha256(f"{self._manifest} {run}".encode()).hexdigest()[:16]
+        return self._folder / key / self._site

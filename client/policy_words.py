@@ -9,7 +9,7 @@ from intramural.client.foresight import Foresight
 from intramural.client.harmless import Difference
 from intramural.client.policy import Violation, bytes_a_round
 from intramural.core.federation import FederationConfig
-from intramural.core.route import PERSONAL_B
+from intramural.core.route import COUNTED_RULES, PERSONAL_B
 
 VALUE_CHARACTERS_MAX = 400
 
@@ -92,8 +92,13 @@ def _leaves(federation: FederationConfig, foresight: Foresight) -> str:
         told += f": about {leaves:,} bytes, {total:,} a round both ways"
     if federation.privacy is not None:
         return f"{told}; noised, with no loss, time or record count; the ledger's length and head"
-    counts = federation.strategy.weights == "examples"
-    return f"{told}; with the mean loss, the time" + (", the number of records" if counts else "")
+    training, strategy = federation.training, federation.strategy
+    counts = ", the number of records" if strategy.weights == "examples" else ""
+    if strategy.rule in COUNTED_RULES:
+        counts += ", the number of steps"
+        if training.local_epochs is not None and strategy.weights != "examples":
+            counts += f" (and so of records, to within {training.batch_size})"
+    return f"{told}; with the mean loss, the time{counts}"
 
 
 def _stays(federation: FederationConfig) -> str:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from intramural.core.federation import FederationConfig
 from intramural.core.layout import Vector
 from intramural.core.messages import TrainRequest, Update
+from intramural.core.route import COUNTED_RULES
 from intramural.models.job import Job
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def update_of(
 
     Guarantees:
         Under [privacy] nothing but the vector tells of the records: the weight is 1, and there
-        is no loss, no time and no count of steps.
+        is no loss, no time and no count of steps. Without it, steps are told where the rule is one
+        of `COUNTED_RULES`: with training.local_epochs they tell how many records there are.
     """
     layout = job.up.digest
     if guard is not None:
@@ -42,6 +44,7 @@ def update_of(
             seeded=not guard.is_private,
             delta=delta,
         )
+    tells_steps = federation.strategy.rule in COUNTED_RULES
     return Update(
         site=site,
         round=request.round,
@@ -49,6 +52,6 @@ def update_of(
         weight=1 if federation.strategy.weights == "equal" else len(job.tokens),
         loss=loss,
         seconds=seconds,
-        steps=job.plan.steps(len(job.tokens)),
+        steps=job.plan.steps(len(job.tokens)) if tells_steps else None,
         delta=delta,
     )

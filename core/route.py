@@ -25,6 +25,8 @@ RESIDUAL, CONTROL = "residual/", "control/"
 has gained, shape `(outputs, inputs)`; and SCAFFOLD's control variate, shaped as the parameters."""
 RESIDUAL_RULES = frozenset({"flora", "fedex-lora"})
 CONTROL_RULES = frozenset({"scaffold"})
+COUNTED_RULES = frozenset({"fednova"})
+"""Rules that need to know how many steps are behind an update."""
 B_ALONE = frozenset({"ffa-lora", "fedsvd"})
 """Rules whose sites train B, and never A."""
 ALTERNATING = frozenset({"rolora"})

@@ -18,7 +18,8 @@ HEAD = """# Configuration
 
 Made from the code by `python docs/make_configuration.py`; do not edit by hand.
 
-Two TOML files, and a third where a coordinator judges rounds by records of its own. Unknown keys are refused. `intramural check FILE` names every problem at once.
+Two TOML files, and a third where the coordinator judges rounds by records of its own. Unknown keys
+are refused. `intramural check FILE` names every problem at once.
 Keys marked **required** have no default.
 
 What the keys of `[privacy]`, `[site_privacy]` and of the ledger do together: [privacy](privacy.md).
@@ -34,7 +35,7 @@ def render() -> str:
     parts = [HEAD]
     parts += _file("federation.toml", "The coordinator and all sites share it.", FederationConfig)
     parts += _file("site.toml", "Each site writes its own, and nobody else sees it.", SiteConfig)
-    own = 'Records of the coordinator\'s own, with `--holdout`, where `gate.judge` is `"coordinator"`.'
+    own = "Records of the coordinator's own, for `--holdout` and `gate.judge = 'coordinator'`."
     parts += _file("holdout.toml", own, HoldoutConfig)
     return "\n".join(parts)
 

@@ -26,6 +26,8 @@ class EgressPolicy:
     payload_bytes_max: int
     private: bool = False
     """Under a privacy claim the noised vector leaves, and nothing else about the records."""
+    steps: bool = False
+    """The rule needs to know how many steps are behind an update."""
     personal: bool = False
     """With [personal] the test of the site's own model leaves beside that of the federation's."""
 
@@ -80,6 +82,12 @@ class EgressPolicy:
             raise EgressRefused(
                 item="a loss, a time, or a count of records or steps",
                 rule="under [privacy] they are not released",
+                remedy="This is a bug of the site's package; report it.",
+            )
+        if update.steps is not None and not self.steps:
+            raise EgressRefused(
+                item="a count of steps",
+                rule="the federation's rule does not need it",
                 remedy="This is a bug of the site's package; report it.",
             )
         if update.delta.nbytes > self.payload_bytes_max:

@@ -19,6 +19,7 @@ from intramural.core.files import sync_folder, write_atomic
 from intramural.core.layout import Vector
 
 GENERATIONS = 2
+"""That stand while the next is written, and then it is three."""
 _STATE, _START = "state/", "start/"
 
 

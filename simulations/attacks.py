@@ -173,11 +173,11 @@ def mimic_victim(known: Known) -> int:
     """Return the place of the update that Mimic copies: the farthest along the main direction.
 
     With z the direction in which the updates vary most, it is argmax_i |z . (x_i - mean)|. Found
-    from the updates' products, so z itself is never written out. All hostile sites copy that site,
-    in this round and, as the paper has it, in all that follow: what it has is over-represented, and
-    nothing that is sent looks odd.
+    from the updates' products, so z itself is never written out. All hostile sites copy that site:
+    what it has is over-represented, and nothing that is sent looks odd.
 
-    Source: Karimireddy et al. 2022, the mimic attack, which tracks z over some first rounds,
+    Source: Karimireddy et al. 2022, the mimic attack, which finds z over some first rounds and then
+    keeps to one site; whoever calls this each round has a weaker attack,
     https://arxiv.org/abs/2006.09365.
     """
     mean = mean_of(known)

@@ -80,21 +80,24 @@ def open_site(site: SiteConfig) -> SiteConfig:
     return site.model_copy(update={"policy": policy})
 
 
-def open_agent(file: Path, federation: FederationConfig) -> SiteAgent:
-    """Return an agent that compares and measures."""
+def open_agent(
+    file: Path, federation: FederationConfig, *, memory_of: FederationConfig | None = None
+) -> SiteAgent:
+    """Return an agent that compares and measures; `memory_of`: as the SiteAgent has it."""
     site = open_site(load_site(file))
     if federation.exchange.rank_min is None:  # one rank for all
         compute = site.compute.model_copy(update={"rank": None})
         site = site.model_copy(update={"compute": compute})
-    return SiteAgent(site, federation)
+    return SiteAgent(site, federation, memory_of=memory_of)
 
 
 def test_results(
     federation: FederationConfig, files: list[Path], vector: Vector, *, run: str
 ) -> dict[str, Any]:
     """Return a run's final results on the test records: `{"all": R, "own": {site: R}}`."""
-    agents = [open_agent(file, federation) for file in files]
-    return _result(federation, sums_by_site(agents, vector, "test", run=run))
+    form = open_form(federation)
+    agents = [open_agent(file, form, memory_of=federation) for file in files]
+    return _result(form, sums_by_site(agents, vector, "test", run=run))
 
 
 def train_alone(

@@ -12,9 +12,6 @@ from intramural.core.wire import to_letter, to_records
 from intramural.simulations import attacks
 from intramural.simulations.scenario import Attack
 
-COLLUSIVE: frozenset[Attack] = frozenset({"alie", "ipm", "min-max", "min-sum", "mimic"})
-"""Attacks made of the honest updates of all sites of the group; they know no others."""
-
 
 def honest_update(reply: Message) -> Vector | None:
     """Return a copy of the update in a reply, float32; None where it carries none."""
@@ -61,7 +58,8 @@ def attacked(
 
     Those of `COLLUSIVE` are made of `known`, the group's honest updates, of which `delta` is one:
     see `attacks`. `strength` is z of 'alie', epsilon of 'ipm', and the share of the largest
-    deviation of 'min-max' and 'min-sum'. 'mimic' has all send one of the group's updates.
+    deviation of 'min-max' and 'min-sum'. 'mimic' has all send one of the group's updates, chosen
+    anew each round, where the paper keeps to one site.
     """
     rows = list(known) or [delta]
     match attack:

@@ -14,6 +14,14 @@ from intramural.simulations.partition import parse_spec
 
 FOLDER = Path(__file__).with_name("scenarios")
 """Where the scenarios lie that come with the package."""
+SPREADING = frozenset({"alie", "min-max", "min-sum", "mimic"})
+"""Attacks made of how the group's honest updates differ: one site alone would send its own."""
+COLLUSIVE = SPREADING | {"ipm"}
+"""Attacks made of the honest updates of all sites of the group; they know no others."""
+FIXED = frozenset({"free-rider", "nan", "inf", "mimic"})
+"""Attacks that have no strength."""
+SHARED = frozenset({"min-max", "min-sum"})
+"""Attacks whose strength is a share."""
 SHARES_TOLERANCE = 1e-6
 
 NotNegative = Annotated[float, Field(ge=0, strict=True)]
@@ -68,7 +76,8 @@ class Group(Section):
     """mean hours they stay away, exponentially distributed; with `on_hours`"""
     hostile: Attack | None = None
     """what they make of each update: 'sign-flip', 'scale', 'noise', 'constant', 'free-rider', 'nan'
-    or 'inf'; or, of all the group's honest ones: 'alie', 'ipm', 'min-max', 'min-sum' or 'mimic'"""
+    or 'inf'; or, of all the group's honest ones: 'ipm', or of two or more 'alie', 'min-max',
+    'min-sum' or 'mimic'"""
     strength: Strength = 1.0
     """factor of 'sign-flip' and 'scale'; of 'noise' and 'constant', size / the update's own; of
     'alie' z, of 'ipm' epsilon, of 'min-max' and 'min-sum' share of the largest deviation"""
@@ -81,6 +90,10 @@ class Group(Section):
             raise ValueError("hours begin and end at one time; leave them out for the whole day")
         if not self.offset_hours:
             raise ValueError("offset_hours is empty; leave it out")
+        if self.hostile in FIXED and "strength" in self.model_fields_set:
+            raise ValueError(f"{self.hostile!r} has no strength; leave it out")
+        if self.hostile in SHARED and self.strength > 1:
+            raise ValueError(f"strength of {self.hostile!r} is a share; set it to at most 1")
         if (self.on_hours is None) != (self.off_hours is None):
             raise ValueError("on_hours and off_hours belong together; set both or none")
         return self
@@ -139,12 +152,21 @@ class Scenario(Section):
         """Return each site's group, length `sites`; the seed decides who is in which.
 
         Each group has its share of the sites to within one, and none is lost to rounding.
+
+        Raises:
+            ConfigError: A group attacks by how its updates differ, and has fewer than two.
         """
         wanted = [group.share * sites for group in self.groups]
         counts = [int(number) for number in wanted]
         by_rest = sorted(range(len(wanted)), key=lambda g: counts[g] - wanted[g])
         for number in by_rest[: sites - sum(counts)]:
             counts[number] += 1
+        for group, count in zip(self.groups, counts, strict=True):
+            if group.hostile in SPREADING and count < 2:
+                raise ConfigError(
+                    f"scenario {self.name}: group {group.name!r} attacks by {group.hostile!r}, "
+                    f"which takes two sites, and of {sites} it has {count}; raise its share"
+                )
         listed = [g for g, n in zip(self.groups, counts, strict=True) for _ in range(n)]
         order = generator(seed, "scenario-groups").permutation(sites)
         return [listed[place] for place in order]

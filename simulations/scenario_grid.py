@@ -25,9 +25,9 @@ from intramural.core.wire import RECORD, payload_bytes, to_letter
 from intramural.server.lost import Again
 from intramural.server.setting import Setting
 from intramural.simulations.fate import Errand, Fate, fate_of
-from intramural.simulations.hostile import COLLUSIVE, honest_update, spoil
+from intramural.simulations.hostile import honest_update, spoil
 from intramural.simulations.presence import Presence
-from intramural.simulations.scenario import Group, Scenario
+from intramural.simulations.scenario import COLLUSIVE, Group, Scenario
 from intramural.simulations.sim_clock import SimClock
 from intramural.simulations.under_way import Sent, UnderWay
 

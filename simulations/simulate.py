@@ -232,8 +232,7 @@ def _add_comparison(
         checkpoint, _ = load_checkpoint(plan.folder / CHECKPOINTS)
         assert checkpoint is not None
         run = run_id(scan(plan.folder / JOURNAL).entries)
-        form = open_form(plan.federation)
-        found = test_results(form, others.files, checkpoint.vector, run=run)
+        found = test_results(plan.federation, others.files, checkpoint.vector, run=run)
         final["federated"] = found["all"]
         own |= {site: {"federated": result} for site, result in found["own"].items()}
     if dealt.is_crowd:

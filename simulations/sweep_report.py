@@ -95,7 +95,8 @@ def measure_validation(federation: FederationConfig, folder: Path) -> Mapping[st
         checkpoint, _ = load_checkpoint(folder / CHECKPOINTS)
         assert checkpoint is not None, "a finished cell has a checkpoint"
         form = open_form(federation)
-        agents = [open_agent(file, form) for file in sorted(folder.glob("sites/*/site.toml"))]
+        files = sorted(folder.glob("sites/*/site.toml"))
+        agents = [open_agent(file, form, memory_of=federation) for file in files]
         run = run_id(scan(folder / JOURNAL).entries)
         sums = sums_by_site(agents, checkpoint.vector, "validation", run=run)
         write_json(kept, result_of(form, add_sums(list(sums.values()))))

@@ -10,8 +10,12 @@ from intramural.core.layout import Layout, Vector, written
 from intramural.core.messages import Update
 from intramural.strategies.exact_sum import ExactSum
 from intramural.strategies.fedavg import FRACTION_BITS, FedAvg
-from intramural.strategies.kind import Kind
+from intramural.strategies.kind import Kind, whole_option
 from intramural.strategies.rule import Fold, Rule, State, Traits
+
+STEPS, STEPS_MAX = "steps_max", 10_000
+"""Key of strategy.options, and its default: most steps that a site can say, where nothing else
+bounds them."""
 
 
 def step_norm(training: Training, steps: int) -> float:
@@ -39,9 +43,10 @@ class FedNova:
     """next = current + (sum_k p_k |a_k|) * sum_k p_k delta_k / |a_k|, p_k = w_k / sum_k w_k.
 
     |a_k| is `step_norm` of the steps that site k says it made; where all make the same, this is
-    FedAvg. It corrects for unequal numbers of steps, not for sites whose records differ. It takes a
-    site's word for its steps: one that says too few pulls further, one that says too many has all
-    pull further.
+    FedAvg. It corrects for unequal numbers of steps, not for sites whose records differ. A site's
+    word for its steps is held against the manifest, and against its weight where records are
+    counted. Where neither fixes them it is taken, up to `steps_max`: one that says too few pulls
+    further, one that says too many has all pull further.
 
     Source: Wang et al. 2020, https://arxiv.org/abs/2007.07481.
     """
@@ -55,10 +60,11 @@ class FedNova:
         record_dp=False,  # the manifest fixes the steps, so that there is nothing to correct
     )
 
-    def __init__(self, mean: FedAvg, training: Training) -> None:
+    def __init__(self, mean: FedAvg, training: Training, *, steps_max: int = STEPS_MAX) -> None:
         """Weigh sites as `mean` does."""
         self._mean = mean
         self._training = training
+        self._steps_max = steps_max
 
     def begin(self, state: State, current: Vector, *, round: int) -> Fold:
         """Open a round; it holds two models of memory."""
@@ -70,10 +76,17 @@ class FedNova:
         """Fold one update in, exactly.
 
         Raises:
-            AggregationError: It does not say its steps, or as `FedAvg.add`.
+            AggregationError: It does not say its steps, or they cannot be so many; or as
+                `FedAvg.add`.
         """
         if update.steps is None or update.steps < 1:
             raise AggregationError("update does not say how many steps are behind it")
+        if (fixed := self._steps_of(update)) is not None and update.steps != fixed:
+            raise AggregationError(f"update says {update.steps} steps, and they must be {fixed}")
+        if update.steps > self._steps_max:
+            raise AggregationError(
+                f"update says {update.steps} steps; strategy.options.{STEPS} is {self._steps_max}"
+            )
         weight, length = self._mean.weight_of(update), step_norm(self._training, update.steps)
         if weight < 1:
             raise AggregationError(f"update weighs {weight!r} records; it must be at least 1")
@@ -82,6 +95,15 @@ class FedNova:
         lengths.append(weight * length)
         fold.weight += weight
         fold.sites.append(update.site)
+
+    def _steps_of(self, update: Update) -> int | None:
+        """Return how many steps must be behind an update, where that is known."""
+        training = self._training
+        if training.local_steps is not None:
+            return training.local_steps
+        if self._mean.weights != "examples":
+            return None
+        return (training.local_epochs or 0) * -(-update.weight // training.batch_size)
 
     def finish(self, fold: Fold) -> tuple[Vector, State]:
         """Return the next arrays.
@@ -110,6 +132,7 @@ def fednova_of(federation: FederationConfig, layout: Layout) -> Rule:
     """
     del layout
     training, settings = federation.training, federation.strategy
+    steps_max = whole_option(federation, STEPS, STEPS_MAX, least=1)
     if training.momentum and training.proximal:
         raise ConfigError(
             "strategy.rule = 'fednova' knows the length of steps with training.momentum or with "
@@ -126,7 +149,7 @@ def fednova_of(federation: FederationConfig, layout: Layout) -> Rule:
             "strategy.norm_bound bounds nothing under 'fednova', which scales updates by the steps "
             "that sites say; leave it out, or use 'fedavg'"
         )
-    return FedNova(FedAvg.of(federation), training)
+    return FedNova(FedAvg.of(federation), training, steps_max=steps_max)
 
 
 KINDS: dict[str, Kind] = {
@@ -135,5 +158,6 @@ KINDS: dict[str, Kind] = {
         paper="Wang et al. 2020, https://arxiv.org/abs/2007.07481",
         traits=FedNova.traits,
         make=fednova_of,
+        options=(STEPS,),
     )
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from intramural.core.layout import Layout, Slot, Vector
 from intramural.core.route import RESIDUAL, pairs_of
 
 Matrix = NDArray[np.float64]
+NOTHING = 1e-6
+"""Share of the largest singular value below which another is rounding of float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,18 +92,25 @@ def truncated(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
     """Return B, A of the best approximation of that rank: `B A`, by singular values in order.
 
     Each takes the root of a singular value; the first r columns of B and rows of A are the best
-    approximation of rank r, for every r. Signs are fixed by `_signs`.
+    approximation of rank r, for every r. Signs are fixed by `_signs`. What is smaller than the
+    rounding of float32 is left out: its column and row are zeros.
 
     Source: Eckart and Young 1936, https://doi.org/10.1007/BF02288367.
     """
     left, sizes, right = np.linalg.svd(matrix, full_matrices=False)
-    rank_here = min(rank, len(sizes))
+    rank_here = min(rank, int(np.count_nonzero(sizes > NOTHING * sizes[0])))
     signs = _signs(right[:rank_here])
     root = np.sqrt(sizes[:rank_here])
     a, b = np.zeros((rank, matrix.shape[1])), np.zeros((matrix.shape[0], rank))
     a[:rank_here] = (root * signs)[:, None] * right[:rank_here]
     b[:, :rank_here] = left[:, :rank_here] * (root * signs)
     return b, a
+
+
+def fresh(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return rows of A as PEFT draws them: uniform within 1 / sqrt(inputs), float32."""
+    bound = 1 / sqrt(shape[1])
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
 def orthonormal(b: Matrix, a: Matrix) -> tuple[Matrix, Matrix]:

@@ -18,6 +18,10 @@ FIXED_A = Traits(
     sums_only=True, exact_for_lora=True, mixed_ranks=False, byzantine=False, asynchronous=True
 )
 """A never changes, so an update means the same whenever it started."""
+SHARED_A = Traits(
+    sums_only=True, exact_for_lora=False, mixed_ranks=False, byzantine=False, asynchronous=True
+)
+"""A is averaged, and each site has a B of its own: there is no common product to be exact."""
 TURNED_A = Traits(
     sums_only=True, exact_for_lora=True, mixed_ranks=False, byzantine=False, optimizer=False
 )
@@ -96,7 +100,7 @@ KINDS: dict[str, Kind] = {
     "fedsa-lora": Kind(
         title="FedSA-LoRA",
         paper="Guo et al. 2025, https://arxiv.org/abs/2410.01463",
-        traits=FIXED_A,
+        traits=SHARED_A,
         make=_mean_alone,
         needs_lora=True,
     ),

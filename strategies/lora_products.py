@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from math import sqrt
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from intramural.core.messages import Update
 from intramural.core.route import Part, uplink
 from intramural.core.seeds import generator
 from intramural.strategies.fedavg import FedAvg
-from intramural.strategies.lora import Pairs, moved, truncated, view
+from intramural.strategies.lora import Pairs, fresh, moved, truncated, view
 from intramural.strategies.rule import Fold, State, Traits
 
 
@@ -105,8 +104,7 @@ class FLoRA(ProductRule):
             residual = moved(out, pair.residual, view(products, pair.product))
             view(out, pair.residual)[:] = residual.astype(np.float32)
             rng = generator(self.seed, "flora", round, pair.layer)
-            bound = 1 / sqrt(pair.a.shape[1])
-            view(out, pair.a)[:] = rng.uniform(-bound, bound, pair.a.shape).astype(np.float32)
+            view(out, pair.a)[:] = fresh(pair.a.shape, rng)
             view(out, pair.b)[:] = 0.0
 
 
@@ -116,7 +114,8 @@ class FlexLoRA(ProductRule):
     Not exact where the sum's rank is larger; what is lost are its smallest singular values. The
     components come in falling order: a site of a smaller rank takes the first ones, which are the
     best approximation of its own rank. Where the sum is zero, A is the mean of the sites' and B
-    zero, as at the start: two factors of zeros would have no gradient, ever.
+    zero, as at the start: two factors of zeros would have no gradient, ever. Where the sum has a
+    smaller rank, as after a round of small sites, the rows of A that are left over are drawn anew.
 
     Source: Bai et al. 2024, https://arxiv.org/abs/2402.11505.
     """
@@ -133,6 +132,9 @@ class FlexLoRA(ProductRule):
             b, a = truncated(wanted, pair.a.shape[0])
             view(out, pair.b)[:] = b.astype(np.float32)
             view(out, pair.a)[:] = a.astype(np.float32)
+            spare = ~a.any(axis=1)
+            rng = generator(self.seed, "flexlora", round, pair.layer)
+            view(out, pair.a)[spare] = fresh(pair.a.shape, rng)[spare]
 
 
 class FedExLora(ProductRule):

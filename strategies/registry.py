@@ -105,8 +105,18 @@ def _stepping(rule: Rule, federation: FederationConfig) -> Rule:
 
 
 def _bounded(rule: Rule, federation: FederationConfig) -> Rule:
-    """Return the rule, behind the norm bound where the federation sets one."""
+    """Return the rule, behind the norm bound where the federation sets one.
+
+    Raises:
+        ConfigError: Ranks are mixed: a small one's update leads the factors that it lacks to zero,
+            which is no way that its training went.
+    """
     bound = federation.strategy.norm_bound
+    if bound is not None and federation.exchange.rank_min is not None:
+        raise ConfigError(
+            "strategy.norm_bound measures an update whole, and with exchange.rank_min those of "
+            "small ranks hold more than was trained; remove one of the two"
+        )
     return rule if bound is None else NormBound(rule, bound)
 
 

@@ -114,10 +114,10 @@ def scaffold_of(federation: FederationConfig, layout: Layout) -> Rule:
             "strategy.rule = 'scaffold' needs the same number of steps at every site; set "
             "training.local_steps instead of training.local_epochs"
         )
-    if POPULATION not in federation.strategy.options and sites.share != 1.0:
+    if POPULATION not in federation.strategy.options and min(sites.share, sites.quorum) < 1:
         raise ConfigError(
-            "strategy.rule = 'scaffold' must know how many sites there are when sites.share is "
-            f"below 1; set strategy.options.{POPULATION}"
+            "strategy.rule = 'scaffold' must know how many sites there are when sites.share or "
+            f"sites.quorum is below 1; set strategy.options.{POPULATION}"
         )
     for key, is_set in (
         ("strategy.norm_bound", federation.strategy.norm_bound is not None),

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import intramural.client.guard
-import intramural.client.source
+import intramural.data.task_records
 from intramural.client.agent import SiteAgent
 from intramural.client.guard import FAR_ABOVE, Guard
 from intramural.core.errors import BudgetExhausted, Refused
@@ -114,7 +114,7 @@ def spied(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list
 
         monkeypatch.setattr(place, name, noted)
 
-    noting(intramural.client.source, "read_records")
+    noting(intramural.data.task_records, "read_records")
     noting(SecureRandom, "choose")
     noting(SecureRandom, "normal")
     return seen

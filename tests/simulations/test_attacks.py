@@ -15,9 +15,9 @@ from intramural.core.messages import Reply, Request, Update
 from intramural.data.records import Record
 from intramural.simulations import attacks
 from intramural.simulations.attacks_data import flipped, poisoned, triggered
-from intramural.simulations.hostile import COLLUSIVE, attacked
+from intramural.simulations.hostile import attacked
 from intramural.simulations.inprocess import InProcessGrid
-from intramural.simulations.scenario import Attack
+from intramural.simulations.scenario import COLLUSIVE, Attack
 from tests.reference.record_byzfl_attacks import CASES, FILE, case
 from tests.server.fakes import app_of, grid_of, honest, small
 from tests.simulations.plays import play, scenario

@@ -190,9 +190,9 @@ def test_the_length_of_steps_is_that_of_the_coefficients_written_out() -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_fednova_is_the_papers(momentum: float) -> None:
-    training = {"optimizer": "sgd", "local_steps": None, "local_epochs": 1, "momentum": momentum}
-    federation = config("fednova", training=training)
-    rng, steps, weights = np.random.default_rng(1), [3, 11, 40], [30, 110, 400]
+    epochs = {"local_steps": None, "local_epochs": 1, "batch_size": 8}
+    federation = config("fednova", training=epochs | {"optimizer": "sgd", "momentum": momentum})
+    rng, steps, weights = np.random.default_rng(1), [3, 11, 40], [24, 81, 320]  # ceil(w / 8) steps
     deltas = [rng.normal(size=SIZE) for _ in steps]
     current = rng.normal(size=SIZE).astype(np.float32)
     sent = [
@@ -207,7 +207,7 @@ def test_fednova_is_the_papers(momentum: float) -> None:
 
 
 def test_fednova_is_fedavg_where_all_make_the_same_steps() -> None:
-    federation = config("fednova")
+    federation = config("fednova", training={"local_steps": 5})
     sent = [with_steps(np.full(SIZE, v), site=f"s{v}", steps=5, weight=v) for v in (1, 2, 5)]
     nova, _ = run_round(make_rule(federation, W), {}, np.zeros(SIZE, np.float32), sent)
     mean, _ = run_round(FedAvg(), {}, np.zeros(SIZE, np.float32), sent)
@@ -236,6 +236,39 @@ def test_fednova_leaves_out_who_does_not_say_his_steps() -> None:
     with pytest.raises(AggregationError, match="how many steps"):
         rule.add(fold, with_steps(np.ones(SIZE), site="a", steps=None))
     assert fold.sites == []
+
+
+EPOCHS = {"local_steps": None, "local_epochs": 3, "batch_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("tables", "steps", "message"),
+    [
+        ({"training": {"local_steps": 5}}, 6, "says 6 steps, and they must be 5"),
+        ({"training": EPOCHS}, 2**62, "must be 9"),  # 3 epochs of ceil(17 / 8) batches
+        ({"training": EPOCHS}, 8, "must be 9"),
+        ({"training": EPOCHS, "strategy": {"weights": "equal"}}, 10_001, "steps_max is 10000"),
+        (
+            {
+                "training": EPOCHS,
+                "strategy": {"weights": "equal", "options": {"steps_max": 90}},
+            },
+            91,
+            "steps_max is 90",
+        ),
+    ],
+)
+def test_fednova_refuses_steps_that_cannot_be(
+    tables: dict[str, Any], steps: int, message: str
+) -> None:
+    rule = make_rule(config("fednova", **tables), W)
+    fold = rule.begin({}, np.zeros(SIZE, np.float32), round=1)
+    with pytest.raises(AggregationError, match=message):
+        rule.add(fold, with_steps(np.ones(SIZE), site="a", steps=steps, weight=17))
+    assert fold.sites == []
+    right = {6: 5, 2**62: 9, 8: 9}.get(steps, steps - 1)
+    rule.add(fold, with_steps(np.ones(SIZE), site="a", steps=right, weight=17))
+    assert fold.sites == ["a"]
 
 
 def test_late_updates_count_less_and_the_others_no_more() -> None:
