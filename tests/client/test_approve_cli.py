@@ -107,6 +107,31 @@ def test_without_privacy_it_is_told_what_that_means(tmp_path: Path) -> None:
     assert "exact sums (records, loss, who was taken for what), every 3 rounds" in text
 
 
+@pytest.mark.parametrize(
+    ("rule", "weights", "length", "told", "untold"),
+    [
+        ("fedavg", "equal", {"local_epochs": 2}, "the mean loss, the time", "the number"),
+        ("fednova", "equal", {"local_epochs": 2}, "steps (and so of records, to within 8)", "?"),
+        ("fednova", "equal", {"local_steps": 2}, "the time, the number of steps", "of records, to"),
+        ("fednova", "examples", {"local_epochs": 2}, "records, the number of steps", "to within"),
+    ],
+)
+def test_what_tells_the_number_of_records_is_named(
+    tmp_path: Path, rule: str, weights: str, length: Json, told: str, untold: str
+) -> None:
+    config = federation(
+        Path("nowhere"),
+        strategy={"rule": rule, "weights": weights},
+        training={"local_steps": None} | length,
+        evaluation={"every": 0},
+    )
+    place = site(tmp_path, "st-elsewhere", rows()[:2])
+    propose(place, config)
+    text = words_of(place)
+    assert told in text
+    assert untold not in text
+
+
 def test_the_runs_name_typed_approves_it(place: Path) -> None:
     propose(place, made())
     call(place, "tiny", "--by", "Ada", typed="tiny\n")

@@ -74,6 +74,15 @@ def test_no_vector_leaves_where_none_is_expected() -> None:
         policy.check(update())
 
 
+def test_a_count_of_steps_leaves_only_where_the_rule_needs_it() -> None:
+    counted = replace(update(), steps=5)
+    with pytest.raises(EgressRefused, match="a count of steps: the federation's rule does not"):
+        POLICY.check(counted)
+    assert replace(POLICY, steps=True).check(counted) is counted
+    with pytest.raises(EgressRefused, match="a count of records or steps"):
+        replace(PRIVATE, steps=True).check(silent(steps=5))
+
+
 def test_too_many_bytes_stay() -> None:
     policy = EgressPolicy(layout=LAYOUT, task="classification", payload_bytes_max=23)
     with pytest.raises(EgressRefused, match=r"24 bytes: policy\.payload_bytes_max is 23"):

@@ -53,6 +53,9 @@ def test_a_scenario_is_found_by_name_and_by_file(tmp_path: Path) -> None:
         ({"on_hours": 1.0}, "set both or none"),
         ({"slowness": 0.0}, "greater than 0"),
         ({"hostile": "rude"}, "sign-flip"),
+        ({"hostile": "nan", "strength": 1.0}, "'nan' has no strength"),
+        ({"hostile": "mimic", "strength": 2.0}, "'mimic' has no strength"),
+        ({"hostile": "min-max", "strength": 1.5}, "is a share; set it to at most 1"),
         ({"speed": 2.0}, "groups.0.speed"),
         ({"share": 0.5}, "add up to 0.5"),
     ],
@@ -97,6 +100,20 @@ def test_opening_hours_follow_the_sites_own_clock() -> None:
     assert site.next_change(0.0) == 1 * HOUR_S
     assert site.next_change(1 * HOUR_S) == 9 * HOUR_S
     assert site.next_change(10 * HOUR_S) == 25 * HOUR_S
+
+
+@pytest.mark.parametrize("attack", ["alie", "min-max", "min-sum", "mimic"])
+def test_one_site_alone_cannot_collude(attack: str) -> None:
+    honest = {"name": "a", "share": 0.8}
+    scene = scenario(honest, {"name": "b", "share": 0.2, "hostile": attack})
+    with pytest.raises(ConfigError, match="takes two sites, and of 5 it has 1; raise its share"):
+        scene.groups_of(5, seed=7)
+    assert len(scene.groups_of(10, seed=7)) == 10
+
+
+def test_one_site_alone_can_turn_its_own_update() -> None:
+    scene = scenario({"name": "a", "share": 0.8}, {"name": "b", "share": 0.2, "hostile": "ipm"})
+    assert len(scene.groups_of(5, seed=7)) == 5
 
 
 @pytest.mark.parametrize("offset_h", [-24.0, 0.0, 24.0])

@@ -5,14 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 
 from intramural.core.config import check_config
 from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
+from intramural.core.journal import scan
+from intramural.core.layout import Vector
 from intramural.core.site import SiteConfig
+from intramural.models.exchange import Exchange
+from intramural.server.checkpoint import load_checkpoint
+from intramural.server.run import run_id
 from intramural.server.watcher import Watcher
 from intramural.simulations.cli import _ranks
 from intramural.simulations.comparison import plain_form
+from intramural.simulations.comparison import test_results as measured
 from intramural.simulations.simulate import Simulation, simulate
 from intramural.simulations.sites import Deal, deal
 from tests.tiny import CSV, Json, federation
@@ -96,6 +103,43 @@ def test_a_run_of_mixed_ranks_and_one_of_own_models_are_compared_and_told(
     assert "own model reaches macro-F1" in page
     kept = list((tmp_path / "own" / "sites").glob("*/memory/*/*/*.safetensors"))
     assert len(kept) == 3 * 2  # two rounds of each site, and nothing of the comparisons
+
+
+def test_personal_parts_under_privacy_are_tested_as_the_sites_kept_them(
+    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the simulator measures by a form without [privacy], whose manifest is another
+    privacy: Json = {
+        "unit": "record",
+        "noise_multiplier": 2.0,
+        "delta": 1e-5,
+        "clip_norm": 1.0,
+        "nominal_records": 60,
+    }
+    config = federation(
+        bert,
+        exchange={"personal": ["classifier"]},
+        privacy=privacy,
+        strategy={"weights": "equal"},
+        sites={"min": 3},
+    )
+    found = []
+    real = Exchange.write
+
+    def noted(self: Exchange, vector: Vector, own: Vector | None = None) -> None:
+        found.append(own)
+        real(self, vector, own)
+
+    run = Simulation(deal=deal_of(config, tmp_path / "out"), compare=frozenset())
+    simulate(run, watcher=Watcher())
+    checkpoint, _ = load_checkpoint(tmp_path / "out" / "checkpoints")
+    assert checkpoint is not None
+    files = sorted((tmp_path / "out" / "sites").glob("*/site.toml"))
+    name = run_id(scan(tmp_path / "out" / "journal.jsonl").entries)
+    monkeypatch.setattr(Exchange, "write", noted)
+    measured(config, files, checkpoint.vector, run=name)
+    kept = [load_file(next(f.parent.glob("memory/*/*/2.safetensors")))["own"] for f in files]
+    assert [None if own is None else own.tobytes() for own in found] == [k.tobytes() for k in kept]
 
 
 def test_own_models_under_privacy_are_refused_before_anything_is_written(

@@ -165,10 +165,10 @@ def test_scaffold_refuses_what_parts_its_control_variate_from_the_sites(
 
 
 def test_scaffold_must_know_how_many_sites_there_are() -> None:
-    sections = SCAFFOLD | {"sites": {"min": 3, "share": 0.5}}
-    federation = config("scaffold", **sections)
-    with pytest.raises(ConfigError, match=r"set strategy\.options\.population"):
-        make_rule(federation, downlink(federation, W))
+    for few in ({"share": 0.5}, {"quorum": 0.5}):  # or c would move as if all had answered
+        federation = config("scaffold", **SCAFFOLD | {"sites": {"min": 3} | few})
+        with pytest.raises(ConfigError, match=r"set strategy\.options\.population"):
+            make_rule(federation, downlink(federation, W))
 
 
 def sgd(**changes: Any) -> Training:

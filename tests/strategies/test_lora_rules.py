@@ -205,6 +205,25 @@ def _of_rank(bench: Bench, current: Vector, update: Update, rank: int) -> Update
     return replace(update, delta=delta)
 
 
+def test_after_a_round_of_small_sites_flexlora_leaves_larger_ones_something_to_learn() -> None:
+    bench = Bench("flexlora")
+    current, _ = bench.round({}, bench.start(), bench.updates(3))
+    alike = bench.updates(1, round_=2)[0]  # one site's, so that the product has rank 1
+    updates = [replace(_of_rank(bench, current, alike, 1), site=name) for name in "ab"]
+    wanted = mean_change(
+        [bench.adapters(current, u) for u in updates], [u.weight for u in updates], SCALE
+    )
+    following, _ = bench.round({}, current, updates)
+    for layer, adapter in bench.adapters(following).items():
+        np.testing.assert_allclose(adapter.change(SCALE), wanted[layer], atol=1e-6)
+        assert np.all(adapter.b[:, 1:] == 0.0)  # as PEFT begins: B zero, A drawn within the bound
+        bound = 1 / np.sqrt(adapter.a.shape[1])
+        assert np.all(np.abs(adapter.a[1:]) <= bound)
+        assert np.linalg.norm(adapter.a[1:], axis=1).min() > 0.1 * bound
+    again, _ = bench.round({}, current, updates[::-1])
+    assert again.tobytes() == following.tobytes()
+
+
 @pytest.mark.parametrize("rule", EVERY)
 def test_a_rule_made_anew_goes_on_at_the_same_bits(rule: str) -> None:
     found = []

@@ -125,6 +125,14 @@ def test_a_norm_bound_stands_before_any_rule(name: str) -> None:
     assert rule.name == name
 
 
+@pytest.mark.parametrize("name", ["flora", "flexlora"])
+def test_a_norm_bound_is_refused_where_ranks_are_mixed(name: str) -> None:
+    # a site of rank 1 of 3 sends minus the factors it lacks: long, however little it trained
+    lora = {"kind": "lora", "rank": 3, "rank_min": 1, "alpha": 6.0}
+    with pytest.raises(ConfigError, match=r"norm_bound .* remove one of the two"):
+        rule_of(rule=name, norm_bound=1.0, tables={"exchange": lora})
+
+
 def test_without_a_norm_bound_there_is_none() -> None:
     assert isinstance(rule_of(rule="fedavg"), FedAvg)
     assert isinstance(rule_of(rule="fedavg", norm_bound=1.0), NormBound)
