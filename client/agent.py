@@ -82,7 +82,8 @@ class SiteAgent:
             manifest=(memory_of or federation).digest,
             durable=durable,
         )
-        self._keeping = Keeping(federation, memory)
+        self.keeping = Keeping(federation, memory)
+        """What the site keeps of runs."""
         self._splits: Splits | None = None
         self._tokens: dict[Split, Tokens] = {}
 
@@ -195,7 +196,7 @@ class SiteAgent:
             started = time.perf_counter()
             delta, loss = run_job(self.resident(), job, request.vector)
             seconds = time.perf_counter() - started
-            self._keeping.keep(self.resident(), job, request, delta)
+            self.keeping.keep(self.resident(), job, request, delta)
         return self.update(request, job, delta, loss=loss, seconds=seconds)
 
     @contextmanager
@@ -226,7 +227,7 @@ class SiteAgent:
 
     def _job(self, request: TrainRequest) -> Job:
         job = self._job_of(request.round)
-        return self._keeping.prepared(self.resident(), job, request)
+        return self.keeping.prepared(self.resident(), job, request)
 
     def _job_of(self, round_: int) -> Job:
         tokens = self._tokens_of("train")
@@ -282,11 +283,11 @@ class SiteAgent:
         tokens, resident = self._tokens_of(request.split), self.resident()
         settings, size = self.federation.training, self.federation.evaluation.batch_size
         loaded, task = resident.loaded, resident.task
-        self._keeping.write(resident, request)
+        self.keeping.write(resident, request)
         sums = evaluate(loaded, task, tokens, batch_size=size, training=settings)
         if self.federation.personal is None or request.split != "test":
             return sums
-        self._keeping.write_personal(
+        self.keeping.write_personal(
             resident, self._job_of(self.federation.federation.rounds), request
         )
         own = evaluate(loaded, task, tokens, batch_size=size, training=settings)

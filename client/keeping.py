@@ -14,12 +14,20 @@ from intramural.core.errors import DataRefused
 from intramural.core.federation import FederationConfig
 from intramural.core.layout import Layout, Vector
 from intramural.core.messages import EvaluateRequest, TrainRequest
+from intramural.core.route import PERSONAL_B
 from intramural.models.job import Job
 from intramural.models.personal import fine_tune, own_plan, train_beside
 from intramural.models.resident import Resident
 
-OWN, CONTROL_OWN, MODEL = "own", "control", "model"
-"""Names in a memory: personal parameters; the site's control variate; the site's whole model."""
+OWN, CONTROL_OWN, MODEL, FINAL = "own", "control", "model", "final"
+"""Names in a memory: personal parameters; the site's control variate; all that is trained of the
+site's own model; the coordinator's vector as the last test brought it."""
+
+
+def has_own_model(federation: FederationConfig) -> bool:
+    """Return whether each site ends with a model of its own."""
+    exchange, rule = federation.exchange, federation.strategy.rule
+    return federation.personal is not None or bool(exchange.personal) or rule in PERSONAL_B
 
 
 class Keeping:
@@ -79,12 +87,45 @@ class Keeping:
             self._memory.write(request.run, request.round, found)
 
     def write(self, resident: Resident, request: EvaluateRequest) -> None:
-        """Set the model to what a request brings, with the site's own part of it."""
+        """Set the model to what a request brings, with the site's own part of it.
+
+        A test's vector is the final one: it is kept, so that the site can have its own model.
+        """
         exchange, own = resident.loaded.exchange, None
-        if exchange.own_layout.size:
+        if has_own_model(self._federation):
             kept = self._memory.before(request.run, request.round + 1)
             own = _of(kept, OWN, exchange.own_layout) if OWN in kept else None
+            if request.split == "test":
+                final = {FINAL: np.asarray(request.vector)}
+                self._memory.write(request.run, request.round, {**kept, **final})
         exchange.write(request.vector, own)
+
+    def write_own_model(self, resident: Resident, run: str | None) -> str:
+        """Set the model to the site's own one at the end of a run; return the run.
+
+        Args:
+            resident: The model.
+            run: None: the last one.
+
+        Raises:
+            DataRefused: There is no such run, it is not over, or the site was not asked to test.
+        """
+        exchange, runs = resident.loaded.exchange, self._memory.runs()
+        if not runs or run not in (None, *runs):
+            known = ", ".join(runs) or "none"
+            raise DataRefused(f"the site keeps nothing of such a run; it has: {known}")
+        run = run or runs[-1]
+        kept = self._memory.before(run, self._federation.federation.rounds + 1)
+        if FINAL not in kept:
+            raise DataRefused(
+                "the site has not been sent the final arrays yet: a run's last test brings them, "
+                "under [privacy] only with privacy.metrics_noise"
+            )
+        own = _of(kept, OWN, exchange.own_layout) if OWN in kept else None
+        exchange.write(_of(kept, FINAL, exchange.layout), own)
+        if MODEL in kept:
+            exchange.write_trained(_of(kept, MODEL, exchange.trained_layout))
+        return run
 
     def write_personal(self, resident: Resident, job: Job, request: EvaluateRequest) -> None:
         """Set the model to the site's own one: as Ditto left it, or fine-tuned now.

@@ -7,6 +7,7 @@ three checkpoints goes back two rounds more.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from intramural.core.errors import DataRefused, Refused
-from intramural.core.files import write_atomic
+from intramural.core.files import write_atomic, write_json
 from intramural.core.layout import Vector
 
 MEMORY = "memory"
@@ -23,6 +24,8 @@ MEMORY = "memory"
 GENERATIONS = 4
 """Rounds of a run that are kept."""
 SUFFIX = ".safetensors"
+NOTE = "run.json"
+"""File in a run's folder that says which run it is."""
 
 
 class SiteMemory:
@@ -90,6 +93,7 @@ class SiteMemory:
             self._fleeting = {number: self._fleeting[number] for number in last}
             return
         try:
+            self._name(run)
             content = save({name: np.ascontiguousarray(v) for name, v in vectors.items()})
             write_atomic(self._file(run, round_), content, mode=0o600, sync=self._durable)
             for number in kept - set(last):
@@ -106,6 +110,23 @@ class SiteMemory:
         names = [path.name for path in self._place(run).glob(f"*{SUFFIX}")]
         numbers = (name.removesuffix(SUFFIX) for name in names)
         return {int(number) for number in numbers if number.isdigit()}
+
+    def runs(self) -> list[str]:
+        """Return the runs of which the site keeps something under this manifest, oldest first."""
+        found = []
+        for note in self._folder.glob(f"*/{NOTE}"):
+            facts = json.loads(note.read_text())
+            mine = list((note.parent / self._site).glob(f"*{SUFFIX}"))
+            if facts["manifest"] == self._manifest and mine:
+                found.append((max(path.stat().st_mtime_ns for path in mine), str(facts["run"])))
+        return [run for _, run in sorted(found)]
+
+    def _name(self, run: str) -> None:
+        """Note beside what is kept of a run whose it is; its folder's name does not tell."""
+        note = self._place(run).parent / NOTE
+        if not note.is_file():
+            facts = {"manifest": self._manifest, "run": run}
+            write_json(note, facts, sync=self._durable)
 
     def _file(self, run: str, round_: int) -> Path:
         return self._place(run) / f"{round_}{SUFFIX}"

@@ -1,5 +1,7 @@
 """The resident model: built once in a process, shared by all agents that need the same one."""
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,12 +107,25 @@ def make_task(federation: FederationConfig, loaded: Loaded, *, base: Base) -> Ta
     return Generation(tokenizer, instruction=federation.task.instruction, length_max=length_max)
 
 
-def save_model(resident: Resident, folder: Path) -> None:
-    """Write the model as transformers or PEFT alone can load it: safetensors, tokenizer.
+def save_model(resident: Resident, folder: Path, *, own: bool = False) -> None:
+    """Write the model to a folder, whole or not at all, for transformers or PEFT alone to load.
 
     Where the rule moved weights of the base model, the whole model is written, adapter and all in
     one; the resident model is used up by that, and forgotten. The folder's README.md says so.
+
+    Args:
+        resident: The model, with the parameters to write.
+        folder: Replaced, if it is there.
+        own: It is one site's own; else what stays at the sites has its initial values in it.
     """
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    _save(resident, beside, own=own)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+
+
+def _save(resident: Resident, folder: Path, *, own: bool) -> None:
     loaded, notes = resident.loaded, []
     model = loaded.model
     if loaded.exchange.is_base_moved:
@@ -120,10 +135,12 @@ def save_model(resident: Resident, folder: Path) -> None:
             "This is a whole model, to be loaded by transformers alone: training changed frozen "
             "weights of the base model too, and the adapter was merged into them."
         )
-    if own := loaded.exchange.own_layout.entries:
+    if own:
+        notes.append("This is one site's own model: its records are in it, and it may say them.")
+    elif kept := loaded.exchange.own_layout.entries:
         notes.append(
-            f"{len(own)} parameters stay at each site and have their initial values here, such as "
-            f"`{own[0][0]}`: this is what a site starts from, and not what its own model says."
+            f"{len(kept)} parameters stay at each site and have their initial values here, such as "
+            f"`{kept[0][0]}`: this is what a site starts from, and not what its own model says."
         )
     model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)

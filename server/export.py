@@ -3,8 +3,6 @@
 These functions import torch when called; the coordinator's modules do not.
 """
 
-import os
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -55,11 +53,7 @@ def save_final(
 
     resident = _resident(federation, places)
     resident.loaded.exchange.write(vector)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    save_model(resident, beside)
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    save_model(resident, folder)
 
 
 def _resident(federation: FederationConfig, places: dict[str, str], *, fresh: bool = False) -> Any:

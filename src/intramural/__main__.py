@@ -13,6 +13,7 @@ from intramural.client import up_cli as site_up
 from intramural.client.approve_cli import approve_command
 from intramural.client.check_cli import client_check_command
 from intramural.client.ledger_cli import ledger_app
+from intramural.client.model_cli import model_command
 from intramural.client.policy_cli import policy_app
 from intramural.core.errors import IntramuralError
 from intramural.privacy.cli import privacy_app
@@ -71,6 +72,7 @@ CLIENT: dict[str, Callable[..., None]] = {
     "rotate": site_enrolment.rotate_command,
     "check": client_check_command,
     "approve": approve_command,
+    "model": model_command,
     "up": site_up.up_command,
     "log": site_up.log_command,
     "verify": site_up.verify_command,

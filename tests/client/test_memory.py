@@ -1,5 +1,6 @@
 """A site's memory: what a round left, found again by any process, and by a round tried again."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -82,15 +83,33 @@ def test_a_run_s_name_is_no_path(tmp_path: Path) -> None:
 
 def test_only_the_site_s_user_can_read_it_and_nothing_half_written_stays(tmp_path: Path) -> None:
     SiteMemory(tmp_path, "a", manifest=MANIFEST).write(RUN, 1, one(1.0))
-    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    (file,) = tmp_path.rglob("*.safetensors")
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.name == "1.safetensors"
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["1.safetensors", "run.json"]
+
+
+def test_the_runs_of_a_manifest_are_known_by_what_is_kept_the_last_one_last(tmp_path: Path) -> None:
+    memory, other = (SiteMemory(tmp_path, "a", manifest=m) for m in (MANIFEST, "sha256:8"))
+    assert memory.runs() == []
+    for number, run in enumerate(("r2", "r1", "r3")):
+        memory.write(run, 1, one(1.0))
+        (file,) = tmp_path.rglob("*.safetensors") if number == 0 else [newest(tmp_path)]
+        os.utime(file, ns=(number, number))
+    other.write("r4", 1, one(1.0))
+    assert memory.runs() == ["r2", "r1", "r3"]
+    assert other.runs() == ["r4"]
+    assert SiteMemory(tmp_path, "b", manifest=MANIFEST).runs() == []
+
+
+def newest(folder: Path) -> Path:
+    return max(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
 
 
 def test_a_broken_file_is_told_and_its_path_is_not(tmp_path: Path) -> None:
     memory = SiteMemory(tmp_path, "a", manifest=MANIFEST)
     memory.write(RUN, 1, one(1.0))
-    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    (file,) = tmp_path.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(DataRefused, match=r"1\.safetensors .* cannot be read; restore it") as told:
         memory.before(RUN, 2)
