@@ -109,10 +109,14 @@ class Coordinator:
         """Take in the replies that have come, one at a time, and look at the clock."""
         came, is_training = False, self.state.phase is Phase.TRAIN
         left = Phase.TRAIN if self.rules.buffer and not is_training else None  # for the next round
+        takes_all = is_training and self.rules.buffer > 0  # else who has answered looks silent
         for arrival in chain(self._asking.held(), self.setting.post.arrivals(but=left)):
             came = True
             self._receive(arrival)
             del arrival  # the next reply is made while this name would keep the last one
+            if not takes_all:
+                self._tick()
+        if takes_all:
             self._tick()
         self._asking.ask_again(self._judge)
         self._tick()
@@ -141,6 +145,7 @@ class Coordinator:
         problem = unusable(arrival, setting.federation, layout=self._uplinks(round_).digest)
         state, effects = self._offer(arrival, good=problem is None)
         if machine.Hold(site=site) in effects:
+            self.state = state
             self._asking.hold(arrival)
             return
         if machine.Count(site=site) in effects:

@@ -141,8 +141,8 @@ def _landed(rules: Rules, state: State, event: Answer) -> Outcome:
         return state, (Ignore(site=event.site, reason=reason),)
     collects = state.phase is Phase.TRAIN and len(state.counted) < rules.buffer
     if event.good and not collects:
-        return state, (Hold(site=event.site),)
-    after = replace(state, flights=state.flights - {flight})
+        return replace(state, held=state.held | {event.site}), (Hold(site=event.site),)
+    after = replace(state, flights=state.flights - {flight}, held=state.held - {event.site})
     if not event.good:
         excused = {event.site} if event.excused and collects else set()
         return replace(after, excused=after.excused | excused), ()
@@ -166,7 +166,7 @@ def _close_if_due(rules: Rules, state: State, now_s: float) -> Outcome:
     if state.phase is Phase.TRAIN:
         return _trained(rules, state, now_s) if enough else _retry(rules, state, needed)
     if state.phase is Phase.EVALUATE:
-        return _committed(rules, state, now_s)
+        return _committed(rules, state)
     return replace(state, phase=Phase.DONE), (Finish(),)
 
 
@@ -186,27 +186,32 @@ def _retry(rules: Rules, state: State, needed: int) -> Outcome:
 
 
 def _trained(rules: Rules, state: State, now_s: float) -> Outcome:
-    aggregate = Aggregate(round=state.round)
-    kept = replace(state, trained=state.counted)
+    """Close the training of a round; with a buffer, wait no longer for who let its deadline pass.
+
+    Here alone, and once all that has come was offered: while a round is evaluated, updates are left
+    in the post, and who has answered would look silent, and have trained for nothing.
+    """
+    silent = {f for f in state.flights if now_s >= f.until_s and f.site not in state.held}
+    expired = [Expired(site=site) for site in sorted(flight.site for flight in silent)]
+    closing: tuple[Effect, ...] = (*expired, Aggregate(round=state.round))
+    kept = replace(state, trained=state.counted, flights=state.flights - silent)
     due = rules.evaluate_every and (
         state.round % rules.evaluate_every == 0 or state.round == rules.rounds
     )
     if not due:
-        after, effects = _committed(rules, kept, now_s)
-        return after, (aggregate, *effects)
+        after, effects = _committed(rules, kept)
+        return after, (*closing, *effects)
     evaluate = Evaluate(round=state.round, split="validation", sites=state.counted)
     after = _collect(rules, kept, Phase.EVALUATE, state.counted, now_s)
-    return after, (aggregate, evaluate)
+    return after, (*closing, evaluate)
 
 
-def _committed(rules: Rules, state: State, now_s: float) -> Outcome:
+def _committed(rules: Rules, state: State) -> Outcome:
     done = state.committed + 1
     # in the next round, done + 1, an update is late by done + 1 - round
-    fresh = {f for f in state.flights if done + 1 - f.round <= rules.staleness_max}
-    silent = {f for f in fresh if now_s >= f.until_s}
-    expired = (Expired(site=site) for site in sorted(flight.site for flight in silent))
-    after = State(committed=done, flights=frozenset(fresh - silent))
-    return after, (*expired, Commit(round=done))
+    fresh = frozenset(f for f in state.flights if done + 1 - f.round <= rules.staleness_max)
+    held = state.held & {flight.site for flight in fresh}
+    return State(committed=done, flights=fresh, held=held), (Commit(round=done),)
 
 
 def _test(rules: Rules, state: State, eligible: Sequence[str], now_s: float) -> Outcome:

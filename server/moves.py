@@ -47,7 +47,7 @@ class Flight:
     round: int
     """From whose arrays it started."""
     until_s: float
-    """Clock reading from which the next commit waits for it no longer."""
+    """Clock reading from which a round whose buffer is full waits for it no longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,8 @@ class State:
     """Clock reading after which a quorum closes the phase."""
     flights: frozenset[Flight] = frozenset()
     """With a buffer: who trains; one flight a site, across rounds and phases."""
+    held: frozenset[str] = frozenset()
+    """Of these, sites that have answered, and whose update waits for a buffer with room."""
 
     @property
     def round(self) -> int:

@@ -6,7 +6,7 @@ The machine's flights are compared with it after every event.
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from intramural.server import machine
 from intramural.server.machine import Answer, Event, Phase, Rules, Sites, State, Tick
@@ -32,6 +32,8 @@ class Buffered:
     saved_flights: frozenset[machine.Flight] = frozenset()
     fold: list[Trip] = field(default_factory=list)
     held: list[tuple[Trip, Answer]] = field(default_factory=list)
+    kept: set[Trip] = field(default_factory=set)
+    """Trips at work that have brought an update, which is held."""
     fate: dict[Trip, str] = field(default_factory=dict)
     """What became of each trip: 'counted', 'bad', 'expired', 'late' or 'crashed'."""
     counted: list[tuple[int, Trip]] = field(default_factory=list)
@@ -56,6 +58,7 @@ class Buffered:
         mine = {(trip[0], trip[1], self.until[trip[0]]) for trip in self.live.values()}
         assert {(f.site, f.round, f.until_s) for f in self.state.flights} == mine
         assert len(self.state.flights) == len(self.live), "one flight a site"
+        assert self.state.held == {trip[0] for trip in self.kept}
         if self.state.phase is Phase.TRAIN:
             assert self.state.counted == {trip[0] for trip in self.fold}
         if self.state.phase is Phase.TRAIN and before.phase is Phase.WAIT:
@@ -73,6 +76,7 @@ class Buffered:
         for trip in self.saved.values():
             self.fate.pop(trip, None)  # what it brought was not committed: it is asked again
         self.live, self.fold, self.held = dict(self.saved), [], []
+        self.kept.clear()
         self.until = {f.site: f.until_s for f in self.saved_flights}
         self.asked.clear()
         self.failures = 0
@@ -95,12 +99,14 @@ class Buffered:
             self._end(trip, "counted")
         else:
             assert effects == (machine.Hold(site=event.site),)
-            assert self.state == before
+            assert self.state == replace(before, held=before.held | {event.site})
             self.held.append((trip, event))
+            self.kept.add(trip)
 
     def _end(self, trip: Trip, fate: str) -> None:
         assert trip not in self.fate, "a trip ends once"
         self.fate[trip] = fate
+        self.kept.discard(trip)
         del self.live[trip[0]]
 
     def _carry_out(self, effect: machine.Effect, before: State, event: Event) -> None:
@@ -116,15 +122,20 @@ class Buffered:
                 self._depart(self.rng.sample(idle, effect.size), event.now_s)
             case machine.Expired(site=site):
                 assert isinstance(event, Tick)
+                assert before.phase is Phase.TRAIN, "while a round is evaluated nobody is heard"
                 assert event.now_s >= self.until[site]
-                self._end(self.live[site], "expired")
+                trip = self.live[site]
+                assert trip not in self.kept, "who has answered is not silent"
+                self._end(trip, "expired")
             case machine.Aggregate():
                 assert len(self.fold) == rules.buffer == len({trip[0] for trip in self.fold})
+                silent = [s for s, trip in self.live.items() if trip not in self.kept]
+                assert all(self.until[site] > self.now_s for site in silent)
             case machine.Evaluate(split="validation"):
                 assert effect.sites == {trip[0] for trip in self.fold}
             case machine.Commit():
                 assert isinstance(event, Tick)
-                self._commit(effect.round, event.now_s)
+                self._commit(effect.round)
             case machine.Lack():
                 self._lacked(before)
                 assert self.state.phase is Phase.WAIT
@@ -144,7 +155,7 @@ class Buffered:
             self.asked[site, state.round, state.attempt] += 1
             assert self.asked[site, state.round, state.attempt] == 1
 
-    def _commit(self, round_: int, now_s: float) -> None:
+    def _commit(self, round_: int) -> None:
         assert round_ == len(self.commits) + 1
         self.commits.append(round_)
         self.counted += [(round_, trip) for trip in self.fold]
@@ -152,7 +163,6 @@ class Buffered:
         for trip in list(self.live.values()):
             if round_ + 1 - trip[1] > self.rules.staleness_max:
                 self._end(trip, "late")
-        assert all(self.until[site] > now_s for site in self.live)
         self.saved, self.saved_flights = dict(self.live), self.state.flights
 
     def _lacked(self, before: State) -> None:

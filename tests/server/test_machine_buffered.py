@@ -1,6 +1,7 @@
 """The machine with a buffer: its promises under thousands of orders of events, and its corners."""
 
 import random
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -106,7 +107,61 @@ def test_an_update_that_comes_while_a_round_is_evaluated_is_held_for_the_next() 
     assert state.phase is Phase.EVALUATE
     after, effects = answered(rules, state, "c")
     assert effects == (machine.Hold(site="c"),)
-    assert after == state
+    assert after == replace(state, held=frozenset("c"))
+
+
+def evaluated(rules: Rules, state: State, sites: str, now_s: float) -> State:
+    """Return the state once these sites have evaluated, and the round is committed."""
+    for site in sites:
+        answer = Answer(site=site, phase=Phase.EVALUATE, round=state.round, attempt=1, good=True)
+        state, _ = machine.step(rules, state, answer)
+    state, effects = machine.step(rules, state, Tick(now_s=now_s))
+    assert effects == (machine.Commit(round=state.committed),)  # and nobody expired
+    return state
+
+
+SLOWLY = replace(RULES, evaluate_every=1, quorum=0.5, staleness_max=5)
+"""Rules of rounds that are evaluated; one of two evaluations is enough, after the deadline."""
+
+
+def test_a_held_update_does_not_expire_however_long_the_evaluation_takes() -> None:
+    state, _ = begun(SLOWLY)  # all are waited for until 10
+    for site in "ab":
+        state, _ = answered(SLOWLY, state, site)
+    state, effects = answered(SLOWLY, state, "c")  # at 1, in time
+    assert effects == (machine.Hold(site="c"),)
+    state = evaluated(SLOWLY, state, "a", now_s=15.0)  # b is silent, until 1 + 10 at least
+    assert state.held == frozenset("c")
+    state = machine.chosen(SLOWLY, state, frozenset("ab"), 15.0)
+    state, effects = answered(SLOWLY, state, "c", round_=1)
+    assert effects == (machine.Count(site="c"),)
+    assert (state.held, {flight.site for flight in state.flights}) == (frozenset(), {"a", "b"})
+
+
+def test_a_held_update_that_another_full_buffer_keeps_waiting_does_not_expire() -> None:
+    state, _ = begun(SLOWLY)
+    for site in "ab":
+        state, _ = answered(SLOWLY, state, site)
+    state, _ = answered(SLOWLY, state, "c")
+    state = evaluated(SLOWLY, state, "ab", now_s=15.0)
+    state = machine.chosen(SLOWLY, state, frozenset("ab"), 15.0)
+    for site in "abc":  # in the pull in which c is offered again, a and b fill the buffer
+        answer = Answer(site=site, phase=Phase.TRAIN, round=1 + (site != "c"), attempt=1, good=True)
+        state, _ = machine.step(SLOWLY, state, answer)
+    state, effects = machine.step(SLOWLY, state, Tick(now_s=16.0))
+    assert effects[0] == machine.Aggregate(round=2)
+    assert {flight.site for flight in state.flights} == {"c"}
+
+
+def test_a_flight_whose_deadline_passes_during_an_evaluation_is_still_waited_for() -> None:
+    state, _ = begun(SLOWLY)
+    for site in "ab":
+        state, _ = answered(SLOWLY, state, site)
+    # while a round is evaluated, what comes from c may be left in the post: c may have answered
+    state = evaluated(SLOWLY, state, "a", now_s=15.0)
+    state = machine.chosen(SLOWLY, state, frozenset("ab"), 15.0)
+    _, effects = answered(SLOWLY, state, "c", round_=1)
+    assert effects == (machine.Count(site="c"),)
 
 
 def test_a_site_that_lets_its_deadline_pass_is_asked_anew_in_the_next_round() -> None:
@@ -119,7 +174,11 @@ def test_a_site_that_lets_its_deadline_pass_is_asked_anew_in_the_next_round() ->
     _, effects = machine.step(RULES, state, Tick(now_s=9.9))
     assert effects == (machine.Aggregate(round=1), machine.Commit(round=1))
     state, effects = machine.step(RULES, state, Tick(now_s=10.0))
-    assert effects[1:] == (machine.Expired(site="c"), machine.Commit(round=1))
+    assert effects == (
+        machine.Expired(site="c"),
+        machine.Aggregate(round=1),
+        machine.Commit(round=1),
+    )
     assert state == State(committed=1)
 
 

@@ -1,5 +1,6 @@
 """FedBuff on a simulated clock: who counts when, and that a run that was killed ends alike."""
 
+from collections import Counter
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -160,6 +161,27 @@ def test_a_late_update_is_left_out_by_reason(tmp_path: Path) -> None:
     done = play(tmp_path, buffered(asynchrony={"staleness_max": 1}), scene)
     reasons = {e.body["reason"] for e in done.journal if e.kind == "refused"}
     assert reasons == {"stale"}
+
+
+@pytest.mark.parametrize("evaluate_s", [100.0, 200.0])
+def test_no_update_that_came_in_time_is_lost_to_a_slow_evaluation(
+    tmp_path: Path, evaluate_s: float
+) -> None:
+    trips: Counter[str] = Counter()
+
+    def answer(site: str, request: Request) -> Reply:
+        trips[site] += isinstance(request, TrainRequest)
+        return learning(site, request)
+
+    # training takes 60 or 120 s, and is waited for 150 s; a round lasts 100 s or more
+    slow = {"share": 0.4, "slowness": 2.0, "latency_s": 0.01}
+    scene = scenario({"latency_s": 0.01, "share": 0.6}, slow, evaluate_s=evaluate_s)
+    config = buffered(sites={"deadline_s": 150.0})
+    done = play(tmp_path, config, scene, answer=answer)
+    assert [e.body for e in done.journal if e.kind == "refused"] == []
+    counted = Counter(site for r in done.outcome.history for site in r["sites"])
+    assert min(counted.values()) >= 2  # the slow ones, too: 14 places, five sites in turn
+    assert all(trips[site] - times in (0, 1) for site, times in counted.items())  # 1: held at last
 
 
 def test_a_run_in_which_nobody_is_late_is_the_synchronous_one(tmp_path: Path) -> None:
