@@ -1,11 +1,14 @@
 """Layout: the fixed order, names, shapes and offsets of parameters in one flat float32 vector."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from itertools import accumulate
 from math import prod
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +33,48 @@ def written(size: int, write: Callable[[Vector], None]) -> Vector:
     return np.frombuffer(buffer.getvalue(), dtype="<f4")
 
 
+Lender = Callable[[int], memoryview | None]
+"""Returns memory of so many bytes to write a reply's vector to, or None."""
+_lender: ContextVar[Lender | None] = ContextVar("lender", default=None)
+
+
+@contextmanager
+def replies_to(lender: Lender) -> Iterator[None]:
+    """Have a reply's vector written where `lender` says, and not elsewhere first."""
+    before = _lender.set(lender)
+    try:
+        yield
+    finally:
+        _lender.reset(before)
+
+
+def written_reply(size: int, write: Callable[[Vector], None]) -> Vector:
+    """Return the read-only vector that `write` made, as `written`, to be sent as a reply.
+
+    Args:
+        size: Elements.
+        write: Sets every one of them: lent memory is not of zeros.
+    """
+    lender = _lender.get()
+    memory = lender(4 * size) if lender is not None else None
+    if memory is None:
+        return written(size, write)
+    write(np.frombuffer(memory, dtype="<f4"))
+    return np.frombuffer(memory.toreadonly(), dtype="<f4")
+
+
 def wire_bytes(vector: Vector) -> bytes:
-    """Return the little-endian bytes; of what `written` made, its very own, without a copy."""
+    """Return the little-endian bytes; of what `written` made, its very own, without a copy.
+
+    Of what `written_reply` put in lent memory, a view of it.
+    """
     base = vector.base
-    if isinstance(base, bytes) and len(base) == vector.nbytes and vector.dtype == "<f4":
-        return base
+    if isinstance(base, memoryview):
+        is_own = base.readonly and base.nbytes == vector.nbytes
+    else:
+        is_own = isinstance(base, bytes) and len(base) == vector.nbytes
+    if is_own and vector.dtype == "<f4":
+        return cast(bytes, base)
     return np.ascontiguousarray(vector, dtype="<f4").tobytes()
 
 

@@ -23,7 +23,8 @@ def encode_vector(vector: Vector) -> ArrayRecord:
 
 
 def _vector_record(data: bytes) -> ArrayRecord:
-    array = Array(dtype="float32", shape=(len(data) // ITEM_BYTES,), stype=STYPE, data=data)
+    array = Array(dtype="float32", shape=(len(data) // ITEM_BYTES,), stype=STYPE, data=b"")
+    array.data = data  # afterwards: the constructor takes no view of lent memory
     record = ArrayRecord()
     record[FLAT] = array  # item assignment: the constructor would copy the bytes
     return record

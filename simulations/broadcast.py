@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from intramural.core.wire import STYPE
@@ -100,9 +101,15 @@ def put_together(form: Form, memory: memoryview) -> RecordDict:
 
 
 def write(form: Form, parts: Sequence[bytes], memory: memoryview) -> None:
-    """Copy each array's bytes to its place."""
+    """Copy each array's bytes to its place, but those that lie there already."""
     for piece, part in zip(form.pieces(), parts, strict=True):
-        memory[piece.start : piece.stop] = memoryview(part).cast("B")
+        place = memory[piece.start : piece.stop]
+        if _address(place) != _address(part):
+            place[:] = memoryview(part).cast("B")
+
+
+def _address(memory: bytes | memoryview) -> int:
+    return np.frombuffer(memory, dtype=np.uint8).ctypes.data if len(memory) else 0
 
 
 class Block:

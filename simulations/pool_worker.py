@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,8 @@ from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
 
 from intramural.core.children import die_with_parent
-from intramural.simulations.broadcast import Block, Form, put_together, take_apart, write
+from intramural.core.layout import replies_to
+from intramural.simulations.broadcast import Block, Form, let_go, put_together, take_apart, write
 from intramural.simulations.grid import Nodes, States, be_server_app, message_of, raised
 
 GRACE_S = 1.0
@@ -143,30 +145,46 @@ class Line:
 
 
 class Slots:
-    """The blocks that replies' arrays are put in; each grows to the largest reply."""
+    """The blocks that replies' arrays are put in; each grows to the largest reply.
+
+    A job is lent its slot, so that the one vector of most replies is written there at once: a copy
+    less, and a model's memory less in each worker.
+    """
 
     def __init__(self) -> None:
         """Begin without any."""
         self._blocks: dict[int, tuple[Block, mmap.mmap]] = {}
+        self._is_told: dict[int, bool] = {}
+        """Of each slot: whether the pool has its block."""
+
+    def lend(self, job: Job, nbytes: int) -> memoryview:
+        """Return the beginning of the job's slot, which the pool does not read until the reply."""
+        return memoryview(self._memory(job, nbytes))[:nbytes]
 
     def put(self, form: Form, parts: list[bytes], job: Job) -> int | None:
         """Write a reply's arrays to the job's slot; return the descriptor if the block is new."""
         if not form.nbytes:
             return None
-        block, memory = self._blocks.get(job.slot, (None, None))
-        descriptor = None
-        if block is None or memory is None or job.fresh or block.nbytes < form.nbytes:
-            if block is not None and memory is not None:
-                del self._blocks[job.slot]
-                memory.close()
-                block.close()
-            block = Block.of_size(form.nbytes)
-            memory = block.map(writable=True)
-            self._blocks[job.slot] = block, memory
-            descriptor = block.descriptor
-        with memoryview(memory) as view:
+        with memoryview(self._memory(job, form.nbytes)) as view:
             write(form, parts, view)
-        return descriptor
+        is_told, self._is_told[job.slot] = self._is_told[job.slot], True
+        return None if is_told else self._blocks[job.slot][0].descriptor
+
+    def _memory(self, job: Job, nbytes: int) -> mmap.mmap:
+        """Return the memory of the job's slot: a new block where the old one is small, or read."""
+        found = self._blocks.get(job.slot)
+        is_stale = job.fresh and self._is_told[job.slot]
+        if found is not None and not is_stale and found[0].nbytes >= nbytes:
+            return found[1]
+        if found is not None:
+            del self._blocks[job.slot]
+            let_go(found[1])
+            found[0].close()
+        block = Block.of_size(nbytes)
+        memory = block.map(writable=True)
+        self._blocks[job.slot] = block, memory
+        self._is_told[job.slot] = False
+        return memory
 
 
 class Worker:
@@ -194,7 +212,8 @@ class Worker:
         self._line.send(Begun())
         message = message_of(job.metadata, self._content(job))
         began_s = time.monotonic()
-        reply = self._home.run(self._app, message)
+        with replies_to(partial(self._slots.lend, job)):
+            reply = self._home.run(self._app, message)
         ended_s = time.monotonic()
         try:
             found, fresh = self._pack(reply, job)

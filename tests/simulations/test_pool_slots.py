@@ -1,0 +1,110 @@
+"""A worker's slots: a reply's vector is written there once, and nothing that is read is changed."""
+
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import ConfigRecord, RecordDict
+
+from intramural.core.layout import replies_to, wire_bytes, written, written_reply
+from intramural.core.wire import encode_vector
+from intramural.simulations.broadcast import Block, put_together, take_apart
+from intramural.simulations.pool_worker import Job, Slots
+
+
+def job(slot: int = 0, *, fresh: bool = False) -> Job:
+    nothing: Any = None
+    return Job(metadata=nothing, form=nothing, slot=slot, fresh=fresh)
+
+
+def content(vector: np.ndarray) -> RecordDict:
+    found = RecordDict({"intramural": ConfigRecord({"header": "x"})})
+    found["vector"] = encode_vector(vector)
+    return found
+
+
+def filled(value: float) -> Any:
+    def write(out: np.ndarray) -> None:
+        out[:] = value
+
+    return write
+
+
+def address(data: bytes | memoryview) -> int:
+    return np.frombuffer(data, np.uint8).ctypes.data
+
+
+def read(descriptor: int, reply: RecordDict) -> list[float]:
+    """Return what another process finds in a slot."""
+    form, _ = take_apart(reply)
+    with Block(descriptor, form.nbytes).map() as memory, memoryview(memory) as view:
+        array: Any = cast(Any, put_together(form, view))["vector"]["flat"]
+        values: list[float] = np.frombuffer(array.data, "<f4").tolist()
+        del array
+        return values
+
+
+def test_a_reply_s_vector_is_written_to_its_slot_and_not_copied() -> None:
+    slots, wanted = Slots(), job()
+    with replies_to(partial(slots.lend, wanted)):
+        vector = written_reply(3, filled(2.0))
+    assert not vector.flags.writeable
+    data = wire_bytes(vector)
+    assert isinstance(data, memoryview)
+    reply = content(vector)
+    form, parts = take_apart(reply)
+    assert address(parts[0]) == address(data) == vector.ctypes.data
+    descriptor = slots.put(form, parts, wanted)
+    assert descriptor is not None
+    assert read(descriptor, reply) == [2.0, 2.0, 2.0]
+    with replies_to(partial(slots.lend, wanted)):
+        again = written_reply(3, filled(5.0))
+    assert again.ctypes.data == vector.ctypes.data  # the pool freed the slot: it is used again
+    assert slots.put(*take_apart(content(again)), wanted) is None
+    assert read(descriptor, reply) == [5.0, 5.0, 5.0]
+
+
+def test_a_vector_that_was_made_elsewhere_is_copied_to_the_slot() -> None:
+    slots, vector = Slots(), written(3, filled(7.0))
+    assert isinstance(wire_bytes(vector), bytes)
+    descriptor = slots.put(*take_apart(content(vector)), job())
+    assert descriptor is not None
+    assert read(descriptor, content(vector)) == [7.0] * 3
+    with replies_to(partial(slots.lend, job())):
+        written_reply(3, filled(1.0))  # and then it is not sent
+    assert slots.put(*take_apart(content(vector)), job()) is None
+    assert read(descriptor, content(vector)) == [7.0] * 3
+
+
+def test_memory_that_somebody_still_reads_is_left_to_him() -> None:
+    slots = Slots()
+    with replies_to(partial(slots.lend, job())):
+        kept = written_reply(3, filled(1.0))
+    first = slots.put(*take_apart(content(kept)), job())
+    with replies_to(partial(slots.lend, job(fresh=True))):
+        other = written_reply(3, filled(2.0))
+    second = slots.put(*take_apart(content(other)), job(fresh=True))
+    assert kept.tolist() == [1.0] * 3
+    assert second is not None
+    assert first is not None
+    assert other.tolist() == [2.0] * 3
+
+
+def test_a_slot_grows_to_the_largest_reply_and_slots_are_apart() -> None:
+    slots = Slots()
+    small, large = written(3, filled(1.0)), written(300, filled(2.0))
+    assert slots.put(*take_apart(content(small)), job(0)) is not None
+    beside = slots.put(*take_apart(content(small)), job(1))
+    grown = slots.put(*take_apart(content(large)), job(0))
+    assert beside is not None
+    assert grown is not None
+    assert read(grown, content(large)) == [2.0] * 300
+    assert read(beside, content(small)) == [1.0] * 3
+    assert slots.put(*take_apart(content(small)), job(0)) is None
+
+
+def test_without_a_lender_a_reply_lies_in_bytes_of_its_own() -> None:
+    vector = written_reply(3, filled(4.0))
+    assert isinstance(wire_bytes(vector), bytes)
+    with replies_to(lambda nbytes: None):
+        assert isinstance(wire_bytes(written_reply(3, filled(4.0))), bytes)
