@@ -113,15 +113,22 @@ class Asking:
         return self._is_awaited(arrival) and self._lost.took(arrival, now_s=self._setting.clock())
 
     def give_up(self, judge: Callable[[Arrival], None]) -> None:
-        """Hand out what is still lost, as the failures they are."""
-        self._lost.give_up(judge)
+        """With a buffer: hand out lost requests that are waited for no longer, as failures.
+
+        That is each at its own deadline, and all of them once the buffer is full: in the next round
+        these sites are asked anew.
+        """
+        now_s, state = self._setting.clock(), self._standing()
+        is_full = len(state.counted) == self._setting.rules.buffer
+        due = {f.site for f in state.flights if is_full or now_s >= f.until_s}
+        self._lost.give_up(judge, among=due)
 
     def ask_again(self, judge: Callable[[Arrival], None]) -> None:
         """Send a lost request to a site that is back; at the deadline it counts as a failure."""
         now_s, state = self._setting.clock(), self._standing()
-        flies = self._is_buffered and state.phase is Phase.TRAIN  # each has a deadline of its own
+        flies = self._is_buffered and state.phase is Phase.TRAIN  # then `give_up` has the deadlines
         if now_s >= state.deadline_s and not flies:
-            self.give_up(judge)
+            self._lost.give_up(judge)
         elif self._lost.due(now_s):
             settled = self._directory.greet(self._receive)
             if not settled and self._lost.waited_s(now_s) < self._setting.greeting_s:

@@ -1,5 +1,6 @@
 """Coordinator: carries out what the RoundMachine asks for, over a Flower Grid."""
 
+from collections.abc import Sequence
 from itertools import chain
 
 from intramural.core.errors import AggregationError, round_error
@@ -124,16 +125,29 @@ class Coordinator:
             self.setting.sleep(self.setting.poll_s)
 
     def _tick(self) -> None:
-        is_training, buffer = self.state.phase is Phase.TRAIN, self.rules.buffer
-        if buffer and is_training and len(self.state.counted) == buffer:
-            self._asking.give_up(self._judge)  # in the next round they are asked anew
+        if self.rules.buffer and self.state.phase is Phase.TRAIN:
+            self._asking.give_up(self._judge)
+        ready = self._ready()
         before = self.state
-        event = machine.Tick(now_s=self.setting.clock())
+        event = machine.Tick(now_s=self.setting.clock(), ready=ready)
         outcome = machine.step(self.rules, before, event)
         if outcome[1]:  # the phase closed
             for site in before.cohort - before.answered:
                 self.directory.missed(site)
         self._apply(outcome)
+
+    def _ready(self) -> Sequence[str]:
+        """Return who can take part, if all who train let their deadline pass; else nobody.
+
+        As in `_gather`, nodes are looked for at each pause: a new one may be whom the round needs.
+        """
+        state, now_s = self.state, self.setting.clock()
+        collects = state.phase is Phase.TRAIN and len(state.counted) < self.rules.buffer
+        is_silent = state.flights and all(now_s >= flight.until_s for flight in state.flights)
+        if not collects or not is_silent:
+            return ()
+        self.directory.greet(self._receive)
+        return self.directory.eligible
 
     def _receive(self, arrival: Arrival) -> None:
         """Offer one reply to the machine; it counts only if the rule or the sums can use it."""

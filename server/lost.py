@@ -5,7 +5,7 @@ and its restarted agent would be idle until the next round; asked again, it re-s
 stored, or computes it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from intramural.server.post import AWAY, Arrival
@@ -77,8 +77,9 @@ class Lost:
             del self._waiting[site]
         return found
 
-    def give_up(self, offer: Callable[[Arrival], None]) -> None:
-        """Hand out what is still lost, as the failures they are."""
-        waiting, self._waiting = self._waiting, {}
-        for arrival in waiting.values():
-            offer(arrival)
+    def give_up(
+        self, offer: Callable[[Arrival], None], *, among: Collection[str] | None = None
+    ) -> None:
+        """Hand out what is still lost, as the failures they are; of some sites, or of all."""
+        for site in [s for s in self._waiting if among is None or s in among]:
+            offer(self._waiting.pop(site))

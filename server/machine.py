@@ -63,7 +63,7 @@ def step(rules: Rules, state: State, event: Event) -> Outcome:
         case Answer():
             return _answer(state, event)
         case Tick() if state.phase is Phase.TRAIN and rules.buffer:
-            return _close_if_full(rules, state, event.now_s)
+            return _close_if_full(rules, state, event)
         case Tick() if state.phase is not Phase.WAIT:
             return _close_if_due(rules, state, event.now_s)
     return state, ()
@@ -73,17 +73,24 @@ def _open(rules: Rules, state: State, event: Sites) -> Outcome:
     if state.committed >= rules.rounds:  # resumed after the last commit
         return _test(rules, state, event.eligible, event.now_s)
     count = len(event.eligible)
-    if count < rules.sites_min:
+    silent = state.flights if state.attempt > 1 else frozenset()
+    if count < rules.sites_min and not silent:
         reason = f"round {state.round} waits: {count} of {rules.sites_min} sites are ready"
         return state, (Wait(reason=reason),)
     size = max(rules.sites_min, share_of(rules.share, count))
     if not rules.buffer:
         return state, (Choose(round=state.round, eligible=event.eligible, size=size),)
-    busy = {flight.site for flight in state.flights} | state.counted
-    idle = [site for site in event.eligible if site not in busy]
-    size = min(len(idle), max(0, size - len(state.flights)))
+    idle = [site for site in event.eligible if site not in _busy(state)]
+    # the silent hold no place; where too few are there, all that is left is to listen to them
+    places = size - len(state.flights - silent) if count >= rules.sites_min else 0
+    size = min(len(idle), max(0, places))
     assert size or state.flights, "the buffer is at most sites_min, and so somebody is left to ask"
     return state, (Choose(round=state.round, eligible=idle, size=size),)
+
+
+def _busy(state: State) -> set[str]:
+    """Return who cannot be asked: those at work, and those whose update is in the round."""
+    return {flight.site for flight in state.flights} | state.counted
 
 
 @lru_cache(maxsize=256)
@@ -149,10 +156,19 @@ def _landed(rules: Rules, state: State, event: Answer) -> Outcome:
     return replace(after, counted=after.counted | {event.site}), (Count(site=event.site),)
 
 
-def _close_if_full(rules: Rules, state: State, now_s: float) -> Outcome:
+def _close_if_full(rules: Rules, state: State, event: Tick) -> Outcome:
+    """Close the training once the buffer is full; when nobody is waited for, have others asked.
+
+    Whoever let the deadline pass goes on: however late it is, what is under way is worth more than
+    a new start. But it may be silent for good, and the round shall not hang on that.
+    """
     if len(state.counted) == rules.buffer:
-        return _trained(rules, state, now_s)
-    if not state.flights:  # however late they are: what is under way is worth more than a new start
+        return _trained(rules, state, event.now_s)
+    if any(event.now_s < flight.until_s for flight in state.flights):
+        return state, ()
+    is_ready = len(event.ready) >= rules.sites_min
+    others = is_ready and any(site not in _busy(state) for site in event.ready)
+    if others or not state.flights:
         return _retry(rules, state, rules.buffer)
     return state, ()
 
@@ -173,7 +189,8 @@ def _close_if_due(rules: Rules, state: State, now_s: float) -> Outcome:
 def _retry(rules: Rules, state: State, needed: int) -> Outcome:
     reason = f"round {state.round}: {len(state.counted)} good answers, {needed} needed"
     discard = Discard(round=state.round, reason=reason)
-    is_failure = len(state.counted) + len(state.excused) < needed
+    # with a buffer who is silent may answer yet, and there are only so many who can fall silent
+    is_failure = not state.flights and len(state.counted) + len(state.excused) < needed
     failures = state.failures + is_failure
     if failures >= rules.attempts_max:
         failed = replace(state, phase=Phase.FAILED, failures=failures)
@@ -181,7 +198,8 @@ def _retry(rules: Rules, state: State, needed: int) -> Outcome:
     again = State(committed=state.committed, attempt=state.attempt + 1, failures=failures)
     if rules.buffer:  # what has counted stays: nobody shall train it twice
         lack = Lack(round=state.round, reason=reason)
-        return replace(again, counted=state.counted), (lack,)
+        kept = replace(again, counted=state.counted, flights=state.flights, held=state.held)
+        return kept, (lack,)
     return again, (discard,)
 
 

@@ -112,6 +112,8 @@ class Tick:
     """Event: time has passed."""
 
     now_s: float
+    ready: Sequence[str] = ()
+    """With a buffer, when all who train let their deadline pass: sites that can take part."""
 
 
 Event = Sites | Answer | Tick
@@ -188,7 +190,7 @@ class Discard:
 
 @dataclass(frozen=True, kw_only=True)
 class Lack:
-    """Effect: nobody trains and the buffer is not full; the fold stays, and sites are asked."""
+    """Effect: nobody trains in time for a buffer not full; others are asked, the fold stays."""
 
     round: int
     reason: str

@@ -34,6 +34,8 @@ class Buffered:
     held: list[tuple[Trip, Answer]] = field(default_factory=list)
     kept: set[Trip] = field(default_factory=set)
     """Trips at work that have brought an update, which is held."""
+    silent: set[Trip] = field(default_factory=set)
+    """Trips at work that let their deadline pass in this round, whose places others were given."""
     fate: dict[Trip, str] = field(default_factory=dict)
     """What became of each trip: 'counted', 'bad', 'expired', 'late' or 'crashed'."""
     counted: list[tuple[int, Trip]] = field(default_factory=list)
@@ -44,6 +46,8 @@ class Buffered:
     effects: list[machine.Effect] = field(default_factory=list)
     commits: list[int] = field(default_factory=list)
     failures: int = 0
+    replaced: int = 0
+    """How often others were asked because all at work were silent."""
     rng: random.Random = field(default_factory=lambda: random.Random(0))
 
     def feed(self, event: Event) -> None:
@@ -77,6 +81,7 @@ class Buffered:
             self.fate.pop(trip, None)  # what it brought was not committed: it is asked again
         self.live, self.fold, self.held = dict(self.saved), [], []
         self.kept.clear()
+        self.silent.clear()
         self.until = {f.site: f.until_s for f in self.saved_flights}
         self.asked.clear()
         self.failures = 0
@@ -107,6 +112,7 @@ class Buffered:
         assert trip not in self.fate, "a trip ends once"
         self.fate[trip] = fate
         self.kept.discard(trip)
+        self.silent.discard(trip)
         del self.live[trip[0]]
 
     def _carry_out(self, effect: machine.Effect, before: State, event: Event) -> None:
@@ -118,7 +124,11 @@ class Buffered:
                 idle = [s for s in event.eligible if s not in self.live and s not in in_fold]
                 at_once = max(rules.sites_min, share_of(rules.share, len(event.eligible)))
                 assert list(effect.eligible) == idle
-                assert effect.size == min(len(idle), max(0, at_once - len(self.live)))
+                places = at_once - len(set(self.live.values()) - self.silent)
+                if len(event.eligible) < rules.sites_min:
+                    assert self.silent, "below sites.min a round waits"
+                    places = 0
+                assert effect.size == min(len(idle), max(0, places))
                 self._depart(self.rng.sample(idle, effect.size), event.now_s)
             case machine.Expired(site=site):
                 assert isinstance(event, Tick)
@@ -137,11 +147,11 @@ class Buffered:
                 assert isinstance(event, Tick)
                 self._commit(effect.round)
             case machine.Lack():
-                self._lacked(before)
+                self._lacked(before, event)
                 assert self.state.phase is Phase.WAIT
                 assert self.state.attempt == before.attempt + 1
             case machine.Discard():
-                self._lacked(before)
+                self._lacked(before, event)
                 assert self.failures == rules.attempts_max
                 assert self.state.phase is Phase.FAILED
 
@@ -160,15 +170,23 @@ class Buffered:
         self.commits.append(round_)
         self.counted += [(round_, trip) for trip in self.fold]
         self.fold, self.failures = [], 0
+        self.silent.clear()
         for trip in list(self.live.values()):
             if round_ + 1 - trip[1] > self.rules.staleness_max:
                 self._end(trip, "late")
         self.saved, self.saved_flights = dict(self.live), self.state.flights
 
-    def _lacked(self, before: State) -> None:
-        assert not self.live
+    def _lacked(self, before: State, event: Event) -> None:
+        assert isinstance(event, Tick)
+        assert all(self.until[site] <= event.now_s for site in self.live)
         assert len(self.fold) < self.rules.buffer
-        self.failures += len(self.fold) + len(before.excused) < self.rules.buffer
+        if self.live:
+            in_fold = {trip[0] for trip in self.fold}
+            assert set(event.ready) - self.live.keys() - in_fold, "nobody could be asked"
+            self.silent = set(self.live.values())
+            self.replaced += 1
+        else:
+            self.failures += len(self.fold) + len(before.excused) < self.rules.buffer
 
 
 def random_rules(rng: random.Random) -> Rules:
@@ -190,12 +208,13 @@ def random_rules(rng: random.Random) -> Rules:
 def random_event(world: Buffered, rng: random.Random) -> Event:
     """Return an event that may be due, late, doubled, or from somebody never asked."""
     state, dice = world.state, rng.random()
-    world.now_s += rng.choice((0.0, 0.1, 1.0, 11.0))
+    world.now_s += rng.choice((0.0, 0.1, 1.0, 11.0, DEADLINE_S))
     if state.phase is Phase.WAIT and dice < 0.6:
         eligible = sorted(rng.sample(SITES, rng.randint(0, len(SITES))))
         return Sites(eligible=eligible, now_s=world.now_s)
     if dice < 0.25:
-        return Tick(now_s=world.now_s)
+        ready = sorted(rng.sample(SITES, rng.randint(0, len(SITES))))
+        return Tick(now_s=world.now_s, ready=ready if rng.random() < 0.5 else ())
     good, excused = rng.random() < 0.8, rng.random() < 0.5
     site, phase, round_ = rng.choice(SITES), Phase.TRAIN, state.round
     if dice < 0.85 and (at_work := sorted(world.live)):

@@ -30,15 +30,17 @@ def walk(seed: int) -> Buffered:
 
 @pytest.mark.parametrize("batch", range(4))
 def test_no_order_of_events_loses_an_update_or_counts_one_twice(batch: int) -> None:
-    late = 0
+    late = replaced = 0
     for seed in range(batch, WALKS, 4):
         try:
             world = walk(seed)
             check_end(world)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}") from error
+        replaced += world.replaced
         late += sum(round_ > trip[1] for round_, trip in world.counted)
     assert late > 100  # updates from older rounds do count
+    assert replaced > 20  # others are asked beside the silent
 
 
 def check_end(world: Buffered) -> None:
@@ -191,6 +193,33 @@ def test_when_nobody_is_at_work_and_the_buffer_is_not_full_others_are_asked() ->
     assert state == State(attempt=2, failures=1, counted=frozenset("a"))
     _, effects = machine.step(RULES, state, Sites(eligible=["a", "b", "c"], now_s=11.0))
     assert effects == (machine.Choose(round=1, eligible=["b", "c"], size=2),)  # not a again
+
+
+def test_when_all_at_work_let_their_deadline_pass_idle_sites_are_asked_beside_them() -> None:
+    state, _ = begun(RULES)
+    state, _ = answered(RULES, state, "a")
+    for now_s, ready in ((9.9, "abcdef"), (10.0, "abc"), (10.0, "de")):
+        tick = Tick(now_s=now_s, ready=list(ready))  # too early; nobody is idle; below sites.min
+        assert machine.step(RULES, state, tick) == (state, ())
+    state, (lack,) = machine.step(RULES, state, Tick(now_s=10.0, ready=list("abcdef")))
+    assert isinstance(lack, machine.Lack)
+    silent = frozenset(Flight(site=site, round=1, until_s=10.0) for site in "bc")
+    # they may answer yet, and so it is no failure
+    assert state == State(attempt=2, failures=0, counted=frozenset("a"), flights=silent)
+    _, effects = machine.step(RULES, state, Sites(eligible=list("abcdef"), now_s=10.0))
+    assert effects == (machine.Choose(round=1, eligible=list("def"), size=3),)
+    state = machine.chosen(RULES, state, frozenset("def"), 10.0)
+    assert machine.step(RULES, state, Tick(now_s=19.9, ready=list("abcdefg"))) == (state, ())
+    _, effects = answered(RULES, state, "b")
+    assert effects[0] == machine.Count(site="b")
+
+
+def test_sites_that_let_their_deadline_pass_are_heard_though_the_others_left_meanwhile() -> None:
+    state, _ = begun(RULES)
+    state, _ = machine.step(RULES, state, Tick(now_s=10.0, ready=list("abcd")))
+    assert (state.phase, state.attempt) == (Phase.WAIT, 2)
+    _, effects = machine.step(RULES, state, Sites(eligible=list("ad"), now_s=10.0))
+    assert effects == (machine.Choose(round=1, eligible=["d"], size=0),)  # and not Wait
 
 
 def test_a_share_bounds_how_many_train_at_a_time() -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from itertools import count
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from intramural.core.federation import FederationConfig
 from intramural.core.messages import Reply, Request, TrainRequest, Update
 from intramural.core.site import load_site
 from intramural.server.checkpoint import load_checkpoint
+from intramural.server.lost import Again
 from intramural.simulations.inprocess import InProcessGrid
 from intramural.simulations.scenario import Scenario
 from intramural.simulations.scenario_grid import ScenarioGrid
 from intramural.simulations.sim_clock import SimClock
 from intramural.simulations.simulate import Simulation, simulate
 from intramural.simulations.sites import Deal
-from tests.server.fakes import Done, Seen, Site, app_of, coordinate, honest, small
+from tests.server.fakes import Done, Seen, Site, SlowGrid, app_of, coordinate, honest, small
 from tests.simulations.plays import scenario
 from tests.tiny import Json, rows, site
 
@@ -58,8 +60,21 @@ def play(
     nodes: int = 5,
     answer: Site = learning,
     dies_at: int | None = None,
+    again: bool = False,
+    until_s: float = inf,
 ) -> Done:
-    """Run until the end, or until as many messages were delivered; go on from a checkpoint."""
+    """Run until the end, or until as many messages were delivered; go on from a checkpoint.
+
+    Args:
+        folder: The run's.
+        config: The federation.
+        scene: What surrounds it.
+        nodes: Number of sites.
+        answer: The sites.
+        dies_at: The message over which the process dies.
+        again: Lost requests are asked again, as by a deployed coordinator.
+        until_s: Simulated second by which the run must have ended.
+    """
     delivered = count(1)
 
     def before(message: Message) -> None:
@@ -71,13 +86,19 @@ def play(
     clock = SimClock(world.get("now_s", 0.0))
     inner = InProcessGrid(app_of(answer), nodes, run_config={}, before=before)
     grid = ScenarioGrid(inner, scene, clock, config, world=world)
+
+    def sleep(pause_s: float) -> None:
+        assert clock.now_s <= until_s, "the run does not end"
+        clock.sleep(pause_s)
+
     return coordinate(
         folder,
         config,
         grid,
         begin=checkpoint,
         clock=clock.monotonic,
-        sleep=clock.sleep,
+        sleep=sleep,
+        again=Again() if again else None,
         added=grid.added,
         world=grid.world,
         patience_s=1e6,
@@ -182,6 +203,52 @@ def test_no_update_that_came_in_time_is_lost_to_a_slow_evaluation(
     counted = Counter(site for r in done.outcome.history for site in r["sites"])
     assert min(counted.values()) >= 2  # the slow ones, too: 14 places, five sites in turn
     assert all(trips[site] - times in (0, 1) for site, times in counted.items())  # 1: held at last
+
+
+HALF: Json = {"share": 0.5, "latency_s": 0.01}
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("buffer", [2, 3])
+def test_sites_that_leave_over_their_training_are_replaced_by_idle_ones(
+    tmp_path: Path, buffer: int, again: bool
+) -> None:
+    # all take 100 s to train; half of the sites leave at 72 s, until the next morning
+    scene = scenario(HALF, HALF | {"hours": (8.0, 9.02)}, train_s=100.0)
+    config = buffered(
+        federation={"rounds": 4},
+        asynchrony={"buffer": buffer},
+        sites={"share": 0.5, "deadline_s": 300.0, "min": 3},
+    )
+    done = play(tmp_path, config, scene, nodes=6, again=again, until_s=7200.0)
+    assert done.outcome.history[-1]["scenario"]["at_s"] < 3600.0
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_sites_that_hang_and_say_nothing_are_replaced_by_idle_ones(
+    tmp_path: Path, again: bool
+) -> None:
+    grid = SlowGrid(app_of(honest), 6, run_config={}, slow=dict.fromkeys((1, 3, 5), 10**9))
+    config = buffered(
+        federation={"rounds": 4},
+        asynchrony={"buffer": 3},
+        sites={"share": 0.5, "deadline_s": 30.0, "min": 3},
+    )
+
+    def sleep(pause_s: float) -> None:
+        assert grid.now_s < 1e4, "the run does not end"
+
+    done = coordinate(
+        tmp_path,
+        config,
+        grid,
+        clock=lambda: grid.now_s,
+        sleep=sleep,
+        patience_s=1e3,
+        again=Again() if again else None,
+    )
+    assert [r["sites"] for r in done.outcome.history] == [["site-2", "site-4", "site-6"]] * 4
+    assert sum(e.kind == "lack" for e in done.journal) >= 1
 
 
 def test_a_run_in_which_nobody_is_late_is_the_synchronous_one(tmp_path: Path) -> None:
