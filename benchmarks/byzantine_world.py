@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 ICD10 = Path(__file__).parents[1] / "examples/icd10"
 SITES, HOSTILE = 10, 2
+IID, CATEGORIES = "iid", "categories"
 TARGET = "neoplasms"
 """What the backdoor answers where the trigger is said."""
 POISONED_SHARE = 0.5
@@ -86,7 +87,9 @@ class World:
     seed: int
     rounds: int
     private: bool
-    partition: str = "iid"
+    deal: str = IID
+    """`IID`: titles are dealt one by one, at random; `CATEGORIES`: whole categories are, so that
+    sites differ; or another partition by whole categories, such as dirichlet:0.3."""
 
     def federation_with(self, choice: Choice) -> FederationConfig:
         """Return the federation under a rule."""
@@ -122,13 +125,13 @@ class World:
         labels = self.federation.task.labels
         columns = Columns(text="title", target="chapter", group="category")
         records = read_records(ICD10 / "titles.csv", columns, labels=labels).records
+        # by category, so that no test title has a sibling that somebody trains on
+        whole = split_records(records, salt=self.federation.federation.name)
+        train = [replace(r, group=None) for r in whole.train] if self.deal == IID else whole.train
         rng = generator(self.seed, "partition")
-        dealt = partition(records, self.partition, sites=SITES, rng=rng)
-        parts = [
-            split_records([records[i] for i in rows], salt=self.federation.federation.name)
-            for rows in dealt
-        ]
-        return [list(part.train) for part in parts], [r for part in parts for r in part.test]
+        spec = "iid" if self.deal in (IID, CATEGORIES) else self.deal
+        dealt = partition(train, spec, sites=SITES, rng=rng)
+        return [[train[i] for i in rows] for rows in dealt], list(whole.test)
 
     @cached_property
     def clean(self) -> list[Tokens]:
