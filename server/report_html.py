@@ -5,7 +5,7 @@ escaped by the template engine, for names of sites and labels come from outside;
 the one exception, and escape their text themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +42,8 @@ from intramural.server.report_words import (
 Cell = dict[str, str]
 """`text`, and `note` in small type below it."""
 
+HELD_OUT_SHOWN = ("loss", "accuracy", "example_accuracy")
+"""Metrics of the coordinator's own records in a round's line; report.json has all."""
 SITES_NAMED_MAX: Final = 3
 """So many absent sites of a round are named; more are counted."""
 
@@ -217,7 +219,6 @@ def _rounds(report: Report) -> list[dict[str, Any]]:
         present = entry.get("sites") or []
         missing = [site for site in everyone if site not in present]
         without = ", ".join(missing) if len(missing) <= SITES_NAMED_MAX else str(len(missing))
-        refusals = (entry.get("refusals") or {}).items()
         rows.append(
             {
                 "round": str(entry.get("round", ABSENT)),
@@ -229,10 +230,22 @@ def _rounds(report: Report) -> list[dict[str, Any]]:
                 "up": bytes_text(entry.get("bytes_up")),
                 "down": bytes_text(entry.get("bytes_down")),
                 "seconds": seconds_text(entry.get("seconds")),
-                "refusals": ", ".join(f"{reason}: {count}" for reason, count in refusals),
+                "refusals": "; ".join(_happenings(entry)),
             }
         )
     return rows
+
+
+def _happenings(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a round met: refusals, what the coordinator's own records say, a way back."""
+    yield from (f"{reason}: {count}" for reason, count in (entry.get("refusals") or {}).items())
+    held_out = entry.get("holdout") or {}
+    told = [f"{n} {number_text(held_out[n])}" for n in HELD_OUT_SHOWN if n in held_out]
+    if told:
+        yield f"held out: {', '.join(told)}"
+    if (gate := entry.get("gate")) is not None:
+        now = "none" if gate["round"] is None else number_text(gate["round"])
+        yield f"rolled back: {gate['metric']} {now} after {number_text(gate['kept'])}"
 
 
 def error_text(error: float | None) -> str:
