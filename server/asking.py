@@ -1,6 +1,6 @@
 """Asking: who is asked what, again what was lost, and what is under way from round to round."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
 from intramural.core.layout import Vector
 from intramural.core.messages import EvaluateRequest, TrainRequest
@@ -35,6 +35,7 @@ class Asking:
         directory: Directory | Crowd,
         *,
         starts: dict[int, Vector],
+        nodes: Mapping[str, int],
         standing: Callable[[], State],
         receive: Callable[[Arrival], None],
     ) -> None:
@@ -44,6 +45,8 @@ class Asking:
             setting: As the coordinator's.
             directory: Knows the sites' nodes.
             starts: Arrays by the round that starts from them, of requests under way.
+            nodes: Where a simulation had sent these, though the site be away; {}: wherever the
+                directory finds the sites.
             standing: Returns the machine's present state.
             receive: Takes an arrival.
         """
@@ -54,7 +57,9 @@ class Asking:
         self._receive = receive
         self._lost = Lost(setting.again)
         self._request: TrainRequest | EvaluateRequest | None = None
-        self._sent: frozenset[Flight] = frozenset()
+        self._nodes = nodes
+        self._resumed: frozenset[Flight] = standing().flights
+        """Flights whose requests another process sent, until they are sent again."""
         self._held: list[Arrival] = []
         self._is_buffered = setting.federation.asynchrony is not None
 
@@ -62,7 +67,8 @@ class Asking:
         """Ask a cohort to train from `vector`.
 
         With a buffer, after a restart, those under way are asked as well: what they are asked is
-        the same to the bit, so a site that has answered already sends its stored answer.
+        the same to the bit. A deployed site that has answered already sends its stored answer; a
+        simulated one stores none, and trains and is charged again.
         """
         state = self._standing()
         self._lost.clear()
@@ -72,9 +78,10 @@ class Asking:
             self._request = self._training(state.round)
             self._send(self._request, cohort)
             return
-        self._request = None
-        new, self._sent = state.flights - self._sent, state.flights
-        self._ask(new)
+        self._lost = Lost(self._setting.again)  # a resumed run does not know when it looked last
+        self._request, resumed, self._resumed = None, self._resumed, frozenset()
+        self._ask(resumed & state.flights, nodes=self._nodes)
+        self._ask({f for f in state.flights if f.site in cohort})
 
     def evaluate(self, effect: Evaluate, vector: Vector) -> None:
         """Ask sites to evaluate `vector`."""
@@ -123,6 +130,19 @@ class Asking:
         due = {f.site for f in state.flights if is_full or now_s >= f.until_s}
         self._lost.give_up(judge, among=due)
 
+    def ready(self) -> Sequence[str]:
+        """Return who can take part, if all who train let their deadline pass; else nobody.
+
+        Nodes are looked for as before a round: a new one may be whom this round needs.
+        """
+        state, now_s = self._standing(), self._setting.clock()
+        collects = state.phase is Phase.TRAIN and len(state.counted) < self._setting.rules.buffer
+        is_silent = state.flights and all(now_s >= flight.until_s for flight in state.flights)
+        if not (collects and is_silent):
+            return ()
+        self._directory.greet(self._receive)
+        return self._directory.eligible
+
     def ask_again(self, judge: Callable[[Arrival], None]) -> None:
         """Send a lost request to a site that is back; at the deadline it counts as a failure."""
         now_s, state = self._setting.clock(), self._standing()
@@ -152,11 +172,11 @@ class Asking:
         asked = ((flight.site, flight.round) for flight in state.flights)
         return state.phase is Phase.TRAIN and (arrival.site, round_) in asked
 
-    def _ask(self, flights: frozenset[Flight] | set[Flight]) -> None:
+    def _ask(self, flights: Set[Flight], *, nodes: Mapping[str, int] | None = None) -> None:
         """Ask sites to train, those of earlier rounds first."""
         for round_ in sorted({flight.round for flight in flights}):
             sites = sorted(flight.site for flight in flights if flight.round == round_)
-            self._send(self._training(round_), sites)
+            self._send(self._training(round_), sites, nodes=nodes)
 
     def _training(self, round_: int) -> TrainRequest:
         setting = self._setting
@@ -168,13 +188,21 @@ class Asking:
             vector=self._starts[round_],
         )
 
-    def _send(self, request: TrainRequest | EvaluateRequest, sites: Sequence[str]) -> None:
-        state, here = self._standing(), self._directory.nodes
+    def _send(
+        self,
+        request: TrainRequest | EvaluateRequest,
+        sites: Sequence[str],
+        *,
+        nodes: Mapping[str, int] | None = None,
+    ) -> None:
+        """Send a request to sites that are there, or wherever `nodes` has them."""
+        state = self._standing()
         tag = (state.phase.value, request.round, state.attempt)
-        nodes = {site: here[site] for site in sites if site in here}
-        if nodes:
+        here = {**self._directory.nodes, **nodes} if nodes else self._directory.nodes
+        to = {site: here[site] for site in sites if site in here}
+        if to:
             vector = encode_vector(request.vector)
-            self._setting.post.send(request, nodes, tag=tag, vector=vector)
+            self._setting.post.send(request, to, tag=tag, vector=vector)
         for site in sorted(site for site in sites if site not in here):
-            # it trained, and left before evaluation
+            # it left: between training and evaluation, or while the coordinator was down
             self._receive(Arrival(site=site, node=0, tag=tag, reply=None, problem=ABSENT))

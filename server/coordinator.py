@@ -1,7 +1,8 @@
 """Coordinator: carries out what the RoundMachine asks for, over a Flower Grid."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import chain
+from typing import Any
 
 from intramural.core.errors import AggregationError, round_error
 from intramural.core.messages import Evaluated, Refusal, Update
@@ -24,6 +25,9 @@ from intramural.server.tally import Tally
 from intramural.server.usable import unusable
 from intramural.strategies.rule import Fold
 
+DIRECTORY = "directory"
+"""Key of the directory's part in a checkpoint's `world`."""
+
 
 class Coordinator:
     """One run, from the last committed round to the end."""
@@ -39,13 +43,15 @@ class Coordinator:
         self.memory = start.state
         self.history = list(start.history)
         self._ledgers = LedgerWatch(self.history, setting.journal.entries, fell=self._fell)
-        self.directory = self._directory()
+        before = start.world.get(DIRECTORY, {}) if setting.world is not None else {}
+        self.directory = self._directory(before)
         self._fold: Fold | None = None
         self._rollback = Rollback(federation.gate)
         self._asking = Asking(
             setting,
             self.directory,
             starts=start.starts,
+            nodes=before.get("known", {}),
             standing=lambda: self.state,
             receive=self._receive,
         )
@@ -54,7 +60,7 @@ class Coordinator:
         self._opened_s = 0.0
         self._failed: str | None = None
 
-    def _directory(self) -> Directory | Crowd:
+    def _directory(self, before: Mapping[str, Any]) -> Directory | Crowd:
         setting, federation = self.setting, self.setting.federation
         if setting.crowd is not None:
             return Crowd(setting.crowd)
@@ -67,7 +73,17 @@ class Coordinator:
             manners=setting.manners,
             clock=setting.clock,
             ledgers=self._ledgers if federation.privacy is not None else None,
+            left=self._left,
+            before=before,
         )
+
+    def _left(self) -> Phase | None:
+        """Return the phase whose replies stay in the post for now.
+
+        With a buffer, what comes of training is for the next round once the buffer is full: a
+        resumed run finds it there.
+        """
+        return Phase.TRAIN if self.rules.buffer and self.state.phase is not Phase.TRAIN else None
 
     def run(self) -> Outcome:
         """Work until the last round is tested.
@@ -109,9 +125,8 @@ class Coordinator:
     def _collect(self) -> None:
         """Take in the replies that have come, one at a time, and look at the clock."""
         came, is_training = False, self.state.phase is Phase.TRAIN
-        left = Phase.TRAIN if self.rules.buffer and not is_training else None  # for the next round
         takes_all = is_training and self.rules.buffer > 0  # else who has answered looks silent
-        for arrival in chain(self._asking.held(), self.setting.post.arrivals(but=left)):
+        for arrival in chain(self._asking.held(), self.setting.post.arrivals(but=self._left())):
             came = True
             self._receive(arrival)
             del arrival  # the next reply is made while this name would keep the last one
@@ -127,7 +142,7 @@ class Coordinator:
     def _tick(self) -> None:
         if self.rules.buffer and self.state.phase is Phase.TRAIN:
             self._asking.give_up(self._judge)
-        ready = self._ready()
+        ready = self._asking.ready()
         before = self.state
         event = machine.Tick(now_s=self.setting.clock(), ready=ready)
         outcome = machine.step(self.rules, before, event)
@@ -135,19 +150,6 @@ class Coordinator:
             for site in before.cohort - before.answered:
                 self.directory.missed(site)
         self._apply(outcome)
-
-    def _ready(self) -> Sequence[str]:
-        """Return who can take part, if all who train let their deadline pass; else nobody.
-
-        As in `_gather`, nodes are looked for at each pause: a new one may be whom the round needs.
-        """
-        state, now_s = self.state, self.setting.clock()
-        collects = state.phase is Phase.TRAIN and len(state.counted) < self.rules.buffer
-        is_silent = state.flights and all(now_s >= flight.until_s for flight in state.flights)
-        if not collects or not is_silent:
-            return ()
-        self.directory.greet(self._receive)
-        return self.directory.eligible
 
     def _receive(self, arrival: Arrival) -> None:
         """Offer one reply to the machine; it counts only if the rule or the sums can use it."""
@@ -318,9 +320,16 @@ class Coordinator:
                 history=self.history,
                 flights={f.site: (f.round, f.until_s) for f in self.state.flights},
                 starts=self._asking.starts() if self.rules.buffer else {},
-                world=setting.world() if self.rules.buffer and setting.world is not None else {},
+                world=self._world(),
             ),
             sync=setting.durable,
         )
         setting.journal.append("committed", digest=digest, **record)
         setting.watcher.committed(record)
+
+    def _world(self) -> dict[str, Any]:
+        """Return what a simulated run with a buffer needs beside, to go on as if never stopped."""
+        if not self.rules.buffer or self.setting.world is None:
+            return {}
+        assert isinstance(self.directory, Directory), "a crowd is no simulated world"
+        return self.setting.world() | {DIRECTORY: self.directory.to_json()}

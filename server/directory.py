@@ -1,8 +1,10 @@
 """Directory: which connected node is which site, and which of them can take part."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from intramural.core.federation import FederationConfig
 from intramural.core.layout import Layout
@@ -49,12 +51,17 @@ class Directory:
         manners: Manners | None = None,
         clock: Callable[[], float] = time.monotonic,
         ledgers: LedgerWatch | None = None,
+        left: Callable[[], str | None] = lambda: None,
+        before: Mapping[str, Any] | None = None,
     ) -> None:
         """Check sites against the federation's layout and base model digest.
 
         Without manners each node is greeted once, and a site's first node stays its node. With
-        `ledgers`, under [privacy], a site whose ledger was rolled back cannot take part.
+        `ledgers`, under [privacy], a site whose ledger was rolled back cannot take part. `left`
+        names the phase whose replies stay in the post for now. `before` is what `to_json` returned
+        when the checkpoint was written that a simulated run goes on from.
         """
+        self._left = left
         self._ledgers = ledgers
         self._post = post
         self._manners = manners
@@ -74,6 +81,33 @@ class Directory:
         """Node of each site that is connected and can take part."""
         self.refusals: dict[int, Refusal] = {}
         """Why a node cannot take part."""
+        self._unanswered: Counter[int] = Counter()
+        """Greetings that each node owes an answer to."""
+        self._lost: list[int] = []
+        """Of these, those that another process sent, which are to be sent again."""
+        if before:
+            self._take_up(before)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return who is known and what is open, for a simulated run to go on as if never stopped.
+
+        Greeting all anew would not do: who is away would be unknown, and who is busy hold it up.
+        """
+        return {
+            "known": self._known,
+            "greeted": sorted(self._greeted),
+            "open": sorted(self._open),
+            "late": sorted(self._late),
+            "unanswered": sorted(self._unanswered.elements()),
+            "refusals": [[n, r.site, r.reason, r.detail] for n, r in self.refusals.items()],
+        }
+
+    def _take_up(self, before: Mapping[str, Any]) -> None:
+        self._known = dict(before["known"])
+        self._greeted, self._open = set(before["greeted"]), set(before["open"])
+        self._late, self._lost = set(before["late"]), list(before["unanswered"])
+        for node, site, reason, detail in before["refusals"]:
+            self.refusals[node] = Refusal(site=site, reason=reason, detail=detail)
 
     def greet(self, receive: Callable[[Arrival], None]) -> bool:
         """Greet new nodes and hand on what has come; True when no greeting is open.
@@ -84,21 +118,28 @@ class Directory:
         connected = self._connected = self._post.node_ids()
         self._greeted &= connected  # a node that left and comes back may have been mended
         self._greeted -= {n for n, due in self._again_at.items() if self._clock() >= due}
+        lost, self._lost = self._lost, []
+        for node in lost:  # one at a time: a node may owe several
+            self._send([node])
         new = sorted(connected - self._greeted)
         if new:
-            moment = self._ledgers.moment if self._ledgers is not None else 0
-            self._post.send(self._hello, {str(n): n for n in new}, tag=(GREETING, moment, 0))
+            self._send(new)
             self._greeted |= set(new)
             self._open |= set(new)
             for node in new:
                 self._again_at.pop(node, None)
         if self._open or self._late:
-            for arrival in self._post.arrivals():
+            for arrival in self._post.arrivals(but=self._left()):
                 receive(arrival)
                 del arrival
         self._open &= connected  # a node that left will not answer
         self.nodes = {site: node for site, node in self._known.items() if node in connected}
         return not self._open
+
+    def _send(self, nodes: Sequence[int]) -> None:
+        moment = self._ledgers.moment if self._ledgers is not None else 0
+        self._post.send(self._hello, {str(n): n for n in nodes}, tag=(GREETING, moment, 0))
+        self._unanswered.update(nodes)
 
     @property
     def eligible(self) -> Sequence[str]:
@@ -141,6 +182,7 @@ class Directory:
         """Take in an answer to a greeting; False when the arrival is something else."""
         if arrival.tag[0] != GREETING:
             return False
+        self._unanswered[arrival.node] -= 1
         self._open.discard(arrival.node)
         self._late.discard(arrival.node)
         problem = self._problem(arrival)

@@ -63,7 +63,8 @@ class Setting:
     """What a simulation adds to a round's record, or puts in a key's place; asked at a commit."""
     world: Callable[[], dict[str, Any]] | None = None
     """What a simulation keeps of its clock and of requests under way; asked at a commit of an
-    asynchronous round. With it the clock of a resumed run goes on where it stopped."""
+    asynchronous round. With it the clock of a resumed run goes on where it stopped, and the sites
+    are where they were: those under way are asked there though they be away."""
     holdout: Holdout | None = None
     """The coordinator's own records, where [gate] judges by them."""
     crowd: int | None = None

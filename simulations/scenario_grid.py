@@ -6,7 +6,6 @@ reply will come go to the grid within, which computes them as it always does: a 
 trains nothing here, and its privacy ledger is not charged, as a real one's may be.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,7 @@ from flwr.supercore.run import Run
 from intramural.core.federation import FederationConfig
 from intramural.core.layout import Vector
 from intramural.core.seeds import generator
-from intramural.core.wire import RECORD, payload_bytes, to_letter
+from intramural.core.wire import RECORD, payload_bytes
 from intramural.server.lost import Again
 from intramural.server.setting import Setting
 from intramural.simulations.fate import Errand, Fate, fate_of
@@ -29,7 +28,7 @@ from intramural.simulations.hostile import honest_update, spoil
 from intramural.simulations.presence import Presence
 from intramural.simulations.scenario import COLLUSIVE, Group, Scenario
 from intramural.simulations.sim_clock import SimClock
-from intramural.simulations.under_way import Sent, UnderWay
+from intramural.simulations.under_way import Sent, UnderWay, key_of
 
 ASKED = (MessageType.TRAIN, MessageType.EVALUATE)
 HAPPENINGS = ("unavailable", "drop_outs", "crashes", "left", "expired", "hostile")
@@ -88,7 +87,7 @@ class ScenarioGrid(Grid):
         self._pause_s = Again().pause_s
         self._sites = _sites_of(scenario, sorted(inner.get_node_ids()), seed=self._seed)
         self._parcels: dict[str, _Parcel] = {}
-        self._under_way = UnderWay(world or {})
+        self._under_way = UnderWay(world or {}, clock)
         self._happened: Counter[str] = Counter()
         self._early: dict[str, Message] = {}
         self._known: dict[tuple[Any, ...], Vector] = {}
@@ -122,7 +121,7 @@ class ScenarioGrid(Grid):
 
     def world(self) -> dict[str, Any]:
         """Return what a resumed run needs to play on as this one does."""
-        return self._under_way.to_json(now_s=self.clock.now_s)
+        return self._under_way.to_json()
 
     def groups(self) -> dict[str, int]:
         """Return the number of sites by group."""
@@ -152,9 +151,7 @@ class ScenarioGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that are connected at this time."""
         now_s = self.clock.now_s
-        here = [node for node, site in self._sites.items() if site.presence.is_here(now_s)]
-        self._under_way.met.intersection_update(here)
-        return here
+        return [node for node, site in self._sites.items() if site.presence.is_here(now_s)]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Decide what comes of each message; those with a reply go on to the grid within."""
@@ -169,9 +166,9 @@ class ScenarioGrid(Grid):
             message_id = f"scenario-{parcel.place}" if lost else ids[parcel.place]
             parcel.message.metadata.__dict__["_message_id"] = message_id  # what its reply names
             self._parcels[message_id] = parcel
-            self.clock.alarm(parcel.fate.at_s)
+            self._under_way.alarm(parcel.fate.at_s)
             if lost:
-                self.clock.alarm(parcel.fate.at_s + self._pause_s)  # when it may be asked anew
+                self._under_way.alarm(parcel.fate.at_s + self._pause_s)  # when it may be asked anew
                 self._happened[parcel.fate.cause] += not parcel.is_again
             found.append(message_id)
         return found
@@ -209,18 +206,22 @@ class ScenarioGrid(Grid):
         if MessageType.TRAIN in kinds and self._begun_real_s is None:
             self._begun_real_s = time.monotonic()
             self._happened["unavailable"] += len(self._sites) - len(list(self.get_node_ids()))
+        parcels = [self._parcel(message, beside=len(messages)) for message in messages]
+        alarm = self._under_way.alarm
+        if all(parcel.is_again for parcel in parcels):
+            return parcels  # the process before set the alarms
         if kinds & set(ASKED):
-            self.clock.alarm(now_s + self._deadline_s)
-        elif messages:  # greetings: when they are given up, and when a lost request may be asked
-            self.clock.alarm(now_s + min(self._deadline_s, self._greeting_s))
-            self.clock.alarm(now_s + self._pause_s)
-        return [self._parcel(message, beside=len(messages)) for message in messages]
+            alarm(now_s + self._deadline_s)
+        else:  # greetings: when they are given up, and when a lost request may be asked
+            alarm(now_s + min(self._deadline_s, self._greeting_s))
+            alarm(now_s + self._pause_s)
+        return parcels
 
     def _parcel(self, message: Message, *, beside: int) -> _Parcel:
         """Return a message with its fate; `beside` messages share the coordinator's line."""
         site = self._sites[message.metadata.dst_node_id]
-        key, node, known = _key_of(message), site.number, self._under_way
-        sent = known.again(node, key, now_s=self.clock.now_s)
+        key, node, known = key_of(message), site.number, self._under_way
+        sent = known.again(node, key)
         if sent is None:
             times = known.times[node, *key]
             known.times[node, *key] += 1
@@ -229,8 +230,6 @@ class ScenarioGrid(Grid):
             known.busy[node] = fate.busy_until_s
             place, now_s = known.next_place(), self.clock.now_s
             sent = known.note(node, key, Sent(round=key[1], sent_s=now_s, place=place, fate=fate))
-        if sent.is_again:
-            self.clock.alarm(sent.sent_s + self._deadline_s)
         return _Parcel(
             message=message,
             site=site,
@@ -262,14 +261,14 @@ class ScenarioGrid(Grid):
 
     def _delivered(self, parcel: _Parcel) -> Iterator[Message]:
         """Yield what comes in reply to a message; then let the grid within have its memory back."""
+        if parcel.key[0] == MessageType.QUERY:
+            self._under_way.greeted(parcel.site.number, parcel.place)
         if parcel.fate.error is not None:
             failure = Error(code=parcel.fate.error, reason="scenario")
             yield Message(failure, reply_to=parcel.message)
             return
         kind, round_ = parcel.key
         group = parcel.site.group
-        if kind == MessageType.QUERY:
-            self._under_way.met.add(parcel.site.number)
         colludes = group.hostile in COLLUSIVE and kind == MessageType.TRAIN
         known = self._colluded(parcel) if colludes else []
         for reply in self._computed(parcel):
@@ -340,10 +339,3 @@ def _sites_of(scenario: Scenario, nodes: list[int], *, seed: int) -> dict[int, _
         )
         sites[node] = _Site(number=node, group=group, presence=presence)
     return sites
-
-
-def _key_of(message: Message) -> tuple[str, int]:
-    """Return what a request asks, with the split, and its round; a greeting's is 0."""
-    body = json.loads(to_letter(message.content).header)["body"]
-    kind = message.metadata.message_type
-    return (f"{kind}-{body['split']}" if "split" in body else kind), int(body.get("round", 0))

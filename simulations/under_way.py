@@ -5,13 +5,16 @@ decided when they were sent; a resumed run sends them again, and they meet the s
 second. It goes into the checkpoint as JSON.
 """
 
+import json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from flwr.app import MessageType
+from flwr.app import Message, MessageType
 
+from intramural.core.wire import to_letter
 from intramural.simulations.fate import Fate
+from intramural.simulations.sim_clock import SimClock
 
 Key = tuple[str, int]
 """What is asked, and in which round."""
@@ -19,7 +22,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Sent:
-    """A request to train, as it was sent."""
+    """A greeting, or a request to train, as it was sent."""
 
     round: int
     sent_s: float
@@ -31,17 +34,17 @@ class Sent:
 
 
 class UnderWay:
-    """The last request to train of each site, and what else the next fates follow from."""
+    """Each site's last request to train and its greetings, and what the next fates follow from."""
 
-    def __init__(self, world: dict[str, Any]) -> None:
-        """Take up what `to_json` returned; {} at the start."""
-        self._now_s: float | None = world.get("now_s")
-        self._met = {int(node) for node in world.get("met", [])}
-        """Nodes that were known when the checkpoint was written: they are known at once again."""
+    def __init__(self, world: dict[str, Any], clock: SimClock) -> None:
+        """Take up what `to_json` returned; {} at the start. Alarms are set on `clock`."""
+        self._clock = clock
+        self._alarms: set[float] = set()
         self._before = {int(node): _sent(facts) for node, facts in world.get("sent", {}).items()}
         self._sent: dict[int, Sent] = {}
-        self.met = set(self._met)
-        """Nodes that have answered a greeting and were not away since."""
+        self._greetings_before = _listed(world)
+        self._greetings: dict[int, list[Sent]] = {}
+        """By node: those that are not answered, in the order in which they were sent."""
         self.busy = {int(node): float(s) for node, s in world.get("busy", {}).items()}
         """By node: until when it works on what it was asked before."""
         self.times: Counter[tuple[int, str, int]] = Counter()
@@ -50,14 +53,20 @@ class UnderWay:
             self.times[node, kind, round_] = times
         self.place = int(world.get("place", 0))
         """The next message's."""
+        for at_s in world.get("alarms", []):
+            self.alarm(at_s)
 
-    def again(self, node: int, key: Key, *, now_s: float) -> Sent | None:
-        """Return how a request was sent before the restart, if it was."""
+    def alarm(self, at_s: float) -> None:
+        """Set an alarm, which a run that goes on from here has as well: it looks when this does."""
+        self._alarms.add(at_s)
+        self._clock.alarm(at_s)
+
+    def again(self, node: int, key: Key) -> Sent | None:
+        """Return how a message was sent before the restart, if it was."""
         kind, round_ = key
-        if kind == MessageType.QUERY and now_s == self._now_s and node in self._met:
-            self._met.discard(node)
-            fate = Fate(at_s=now_s, busy_until_s=now_s)
-            return Sent(round=0, sent_s=now_s, place=self.next_place(), fate=fate, is_again=True)
+        if kind == MessageType.QUERY:
+            greetings = self._greetings_before.get(node)
+            return self.note(node, key, greetings.pop(0)) if greetings else None
         known = self._before.get(node)
         if kind != MessageType.TRAIN or known is None or known.round != round_:
             return None
@@ -65,25 +74,38 @@ class UnderWay:
         return self.note(node, key, known)
 
     def note(self, node: int, key: Key, sent: Sent) -> Sent:
-        """Remember a request if it is to train; return it."""
+        """Remember a message if it is a greeting or to train; return it."""
         if key[0] == MessageType.TRAIN:
             self._sent[node] = sent
+        elif key[0] == MessageType.QUERY:
+            self._greetings.setdefault(node, []).append(sent)
         return sent
+
+    def greeted(self, node: int, place: int) -> None:
+        """Forget a greeting that is answered."""
+        self._greetings[node] = [s for s in self._greetings[node] if s.place != place]
 
     def next_place(self) -> int:
         """Return the place of one more message."""
         self.place += 1
         return self.place - 1
 
-    def to_json(self, *, now_s: float) -> dict[str, Any]:
-        """Return what a run needs that goes on from `now_s`."""
-        sent = self._before | self._sent
+    def to_json(self) -> dict[str, Any]:
+        """Return what a run needs that goes on from this moment."""
+        now_s, sent = self._clock.now_s, self._before | self._sent
+        self._alarms = {at_s for at_s in self._alarms if at_s > now_s}
+        greetings = [
+            [node, _facts(s)]
+            for node in sorted(self._greetings_before.keys() | self._greetings.keys())
+            for s in self._greetings_before.get(node, []) + self._greetings.get(node, [])
+        ]
         return {
             "now_s": now_s,
             "place": self.place,
-            "met": sorted(self.met),
+            "alarms": sorted(self._alarms),
+            "greetings": greetings,
             "busy": {str(n): until_s for n, until_s in self.busy.items() if until_s > now_s},
-            "sent": {str(node): asdict(replace(s, is_again=True)) for node, s in sent.items()},
+            "sent": {str(node): _facts(s) for node, s in sent.items()},
             "times": [
                 [node, kind, round_, times]
                 for (node, kind, round_), times in self.times.items()
@@ -92,5 +114,23 @@ class UnderWay:
         }
 
 
+def key_of(message: Message) -> Key:
+    """Return what a request asks, with the split, and its round; a greeting's is 0."""
+    body = json.loads(to_letter(message.content).header)["body"]
+    kind = message.metadata.message_type
+    return (f"{kind}-{body['split']}" if "split" in body else kind), int(body.get("round", 0))
+
+
+def _facts(sent: Sent) -> dict[str, Any]:
+    return asdict(replace(sent, is_again=True))
+
+
 def _sent(facts: dict[str, Any]) -> Sent:
     return Sent(**(facts | {"fate": Fate(**facts["fate"])}))
+
+
+def _listed(world: dict[str, Any]) -> dict[int, list[Sent]]:
+    found: dict[int, list[Sent]] = {}
+    for node, facts in world.get("greetings", []):
+        found.setdefault(node, []).append(_sent(facts))
+    return found

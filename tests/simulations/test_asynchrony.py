@@ -1,153 +1,23 @@
-"""FedBuff on a simulated clock: who counts when, and that a run that was killed ends alike."""
+"""FedBuff on a simulated clock: who counts when, and what is refused."""
 
 from collections import Counter
-from dataclasses import replace
 from itertools import count
-from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
 
-from intramural.core.canonical import digest_vector
 from intramural.core.errors import ConfigError
-from intramural.core.federation import FederationConfig
-from intramural.core.messages import Reply, Request, TrainRequest, Update
+from intramural.core.messages import Refusal, Reply, Request, TrainRequest
 from intramural.core.site import load_site
-from intramural.server.checkpoint import load_checkpoint
 from intramural.server.lost import Again
-from intramural.simulations.inprocess import InProcessGrid
-from intramural.simulations.scenario import Scenario
-from intramural.simulations.scenario_grid import ScenarioGrid
-from intramural.simulations.sim_clock import SimClock
 from intramural.simulations.simulate import Simulation, simulate
 from intramural.simulations.sites import Deal
-from tests.server.fakes import Done, Seen, Site, SlowGrid, app_of, coordinate, honest, small
+from tests.server.fakes import Seen, SlowGrid, app_of, coordinate, grid_of, honest, small
+from tests.simulations.buffered import FAST, ROUNDS, SLOW, buffered, committed, learning, play, told
 from tests.simulations.plays import scenario
 from tests.tiny import Json, rows, site
-
-ROUNDS = 7
-FAST: Json = {"share": 0.6, "jitter": 0.2, "latency_s": 0.01}
-SLOW: Json = {"share": 0.4, "slowness": 4.0, "jitter": 0.2, "latency_s": 0.01}
-
-
-class Killed(BaseException):
-    """The process dies."""
-
-
-def learning(site: str, request: Request) -> Reply:
-    """Answer so that the result depends on which arrays each update started from."""
-    reply = honest(site, request)
-    if isinstance(reply, Update) and isinstance(request, TrainRequest):
-        delta = np.float32(0.1) * (reply.delta - request.vector) + np.float32(0.01 * request.round)
-        return replace(reply, delta=delta.astype(np.float32))
-    return reply
-
-
-def buffered(**sections: Json) -> FederationConfig:
-    late = {"buffer": 2, "staleness_max": 3} | sections.pop("asynchrony", {})
-    federation = {"rounds": ROUNDS} | sections.pop("federation", {})
-    return small(asynchrony=late, federation=federation, **sections)
-
-
-def play(
-    folder: Path,
-    config: FederationConfig,
-    scene: Scenario,
-    *,
-    nodes: int = 5,
-    answer: Site = learning,
-    dies_at: int | None = None,
-    again: bool = False,
-    until_s: float = inf,
-) -> Done:
-    """Run until the end, or until as many messages were delivered; go on from a checkpoint.
-
-    Args:
-        folder: The run's.
-        config: The federation.
-        scene: What surrounds it.
-        nodes: Number of sites.
-        answer: The sites.
-        dies_at: The message over which the process dies.
-        again: Lost requests are asked again, as by a deployed coordinator.
-        until_s: Simulated second by which the run must have ended.
-    """
-    delivered = count(1)
-
-    def before(message: Message) -> None:
-        if next(delivered) == dies_at:
-            raise Killed
-
-    checkpoint, _ = load_checkpoint(folder / "checkpoints")
-    world = checkpoint.world if checkpoint is not None else {}
-    clock = SimClock(world.get("now_s", 0.0))
-    inner = InProcessGrid(app_of(answer), nodes, run_config={}, before=before)
-    grid = ScenarioGrid(inner, scene, clock, config, world=world)
-
-    def sleep(pause_s: float) -> None:
-        assert clock.now_s <= until_s, "the run does not end"
-        clock.sleep(pause_s)
-
-    return coordinate(
-        folder,
-        config,
-        grid,
-        begin=checkpoint,
-        clock=clock.monotonic,
-        sleep=sleep,
-        again=Again() if again else None,
-        added=grid.added,
-        world=grid.world,
-        patience_s=1e6,
-        durable=False,
-    )
-
-
-def told(done: Done) -> list[tuple[Any, ...]]:
-    """Return what each round's record says that may not depend on a restart."""
-    return [
-        (r["round"], r["sites"], r["metrics"], r["train_loss"], r["scenario"]["at_s"])
-        for r in done.outcome.history
-    ]
-
-
-def committed(done: Done) -> list[str]:
-    return [e.body["digest"] for e in done.journal if e.kind == "committed"]
-
-
-SCENES: dict[str, tuple[Scenario, Json]] = {
-    "slow": (scenario(FAST, SLOW), {}),
-    "evaluating": (scenario(FAST, SLOW, evaluate_s=40.0), {}),
-    "unevaluated": (scenario(FAST, SLOW), {"evaluation": {"every": 0}}),
-    "expiring": (scenario(FAST, SLOW | {"slowness": 9.0}), {"sites": {"deadline_s": 300.0}}),
-    "stale": (scenario(FAST, SLOW), {"asynchrony": {"staleness_max": 1}}),
-    "losing": (scenario(FAST | {"drop_out": 0.2}, SLOW | {"crash": 0.3}), {}),
-    "gated": (scenario(FAST, SLOW), {"gate": {"metric": "accuracy"}}),
-    "sharing": (scenario(FAST, SLOW), {"sites": {"share": 0.6, "selection": "round-robin"}}),
-}
-
-
-@pytest.mark.parametrize("name", SCENES)
-def test_a_run_killed_anywhere_ends_at_the_same_bits(tmp_path: Path, name: str) -> None:
-    scene, sections = SCENES[name]
-    config = buffered(**sections)
-    whole = play(tmp_path / "whole", config, scene)
-    kills = 0
-    for dies_at in range(7, 200, 7):
-        folder = tmp_path / str(dies_at)
-        try:
-            play(folder, config, scene, dies_at=dies_at)
-            break
-        except Killed:
-            kills += 1
-        again = play(folder, config, scene)
-        assert told(again) == told(whole), dies_at
-        assert committed(again) == committed(whole), dies_at
-        assert digest_vector(again.outcome.vector) == digest_vector(whole.outcome.vector)
-    assert kills >= 2
 
 
 def test_a_late_update_counts_less_in_the_round_in_which_it_comes(tmp_path: Path) -> None:
@@ -251,6 +121,29 @@ def test_sites_that_hang_and_say_nothing_are_replaced_by_idle_ones(
     assert sum(e.kind == "lack" for e in done.journal) >= 1
 
 
+def test_sites_that_are_tried_again_within_one_clock_reading_are_asked_again(
+    tmp_path: Path,
+) -> None:
+    asked: Counter[str] = Counter()
+
+    def answer(site: str, request: Request) -> Reply:
+        asked[site] += isinstance(request, TrainRequest)
+        if isinstance(request, TrainRequest) and asked[site] == 1:
+            return Refusal(site=site, reason="data", detail="not yet")
+        return honest(site, request)
+
+    looks = count()
+
+    def sleep(pause_s: float) -> None:
+        assert next(looks) < 100, "nobody is asked"
+
+    config = buffered(federation={"rounds": 1})
+    grid = grid_of(answer)
+    done = coordinate(tmp_path, config, grid, clock=lambda: 0.0, sleep=sleep, patience_s=1.0)
+    assert asked == {"site-1": 2, "site-2": 2, "site-3": 2}  # three refusals, then a new attempt
+    assert len(done.outcome.history) == 1
+
+
 def test_a_run_in_which_nobody_is_late_is_the_synchronous_one(tmp_path: Path) -> None:
     scene = scenario({"latency_s": 0.01})
     late = {"buffer": 3}
@@ -258,18 +151,6 @@ def test_a_run_in_which_nobody_is_late_is_the_synchronous_one(tmp_path: Path) ->
     plain = play(tmp_path / "b", small(federation={"rounds": ROUNDS}), scene, nodes=3)
     assert told(with_buffer) == told(plain)
     assert committed(with_buffer) == committed(plain)
-
-
-def test_a_checkpoint_holds_the_arrays_of_those_at_work_and_no_others(tmp_path: Path) -> None:
-    scene = scenario(FAST, SLOW | {"slowness": 9.0})
-    with pytest.raises(Killed):
-        play(tmp_path, buffered(), scene, dies_at=30)
-    checkpoint, _ = load_checkpoint(tmp_path / "checkpoints")
-    assert checkpoint is not None
-    assert len(checkpoint.flights) >= 2  # both slow sites, at least
-    rounds = {round_ for round_, _ in checkpoint.flights.values()}
-    assert set(checkpoint.starts) == rounds
-    assert all(checkpoint.round + 1 - round_ <= 3 for round_ in rounds)
 
 
 @pytest.mark.parametrize(
