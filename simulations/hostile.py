@@ -7,10 +7,31 @@ from typing import assert_never
 import numpy as np
 from flwr.app import Message
 
+from intramural.core.errors import ConfigError
+from intramural.core.federation import FederationConfig
 from intramural.core.layout import Vector
 from intramural.core.wire import to_letter, to_records
 from intramural.simulations import attacks
-from intramural.simulations.scenario import Attack
+from intramural.simulations.scenario import COLLUSIVE, Attack, Scenario
+
+
+def check_attacks(scenario: Scenario, federation: FederationConfig) -> None:
+    """Refuse attacks that a federation's rounds leave without a meaning.
+
+    With [asynchrony] the honest updates that started from one round's arrays come over several, and
+    some after others have counted: what an attack is made of would hang on who was asked when, and
+    a resumed run would not know the half of it.
+
+    Raises:
+        ConfigError: A group's sites attack together, and rounds do not wait for their cohort.
+    """
+    together = [group for group in scenario.groups if group.hostile in COLLUSIVE]
+    if together and federation.asynchrony is not None:
+        raise ConfigError(
+            f"scenario {scenario.name}: group {together[0].name!r} attacks by "
+            f"{together[0].hostile!r}, of all its sites' updates of a round, and with [asynchrony] "
+            "these do not come together; remove the table, or let each site attack by itself"
+        )
 
 
 def honest_update(reply: Message) -> Vector | None:

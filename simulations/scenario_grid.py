@@ -24,7 +24,7 @@ from intramural.core.wire import RECORD, payload_bytes
 from intramural.server.lost import Again
 from intramural.server.setting import Setting
 from intramural.simulations.fate import Errand, Fate, fate_of
-from intramural.simulations.hostile import honest_update, spoil
+from intramural.simulations.hostile import check_attacks, honest_update, spoil
 from intramural.simulations.presence import Presence
 from intramural.simulations.scenario import COLLUSIVE, Group, Scenario
 from intramural.simulations.sim_clock import SimClock
@@ -77,7 +77,11 @@ class ScenarioGrid(Grid):
         """Play `scenario` over `inner`; the federation's seed decides who and when.
 
         `world` is what `world()` returned when the checkpoint was written that a run goes on from.
+
+        Raises:
+            ConfigError: The scenario's attacks do not go with the federation, or with its sites.
         """
+        check_attacks(scenario, federation)
         self.scenario = scenario
         self.clock = clock
         self._inner = inner

@@ -12,6 +12,9 @@ from intramural.core.errors import ConfigError
 from intramural.core.messages import Refusal, Reply, Request, TrainRequest
 from intramural.core.site import load_site
 from intramural.server.lost import Again
+from intramural.simulations.scenario import COLLUSIVE
+from intramural.simulations.scenario_grid import ScenarioGrid
+from intramural.simulations.sim_clock import SimClock
 from intramural.simulations.simulate import Simulation, simulate
 from intramural.simulations.sites import Deal
 from tests.server.fakes import Seen, SlowGrid, app_of, coordinate, grid_of, honest, small
@@ -169,6 +172,15 @@ def test_a_run_in_which_nobody_is_late_is_the_synchronous_one(tmp_path: Path) ->
 def test_what_cannot_be_asynchronous_is_refused(sections: Json, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         buffered(**sections)
+
+
+@pytest.mark.parametrize("attack", sorted(COLLUSIVE))
+def test_hostile_sites_that_collude_are_refused_with_late_updates(attack: str) -> None:
+    # the group's honest updates of a round come over many: who knew which, nobody could say
+    scene = scenario(FAST, SLOW | {"hostile": attack, "name": "gang"})
+    with pytest.raises(ConfigError, match=f"'gang'.*{attack!r}.*asynchrony"):
+        ScenarioGrid(grid_of(honest, nodes=5), scene, SimClock(), buffered())
+    ScenarioGrid(grid_of(honest, nodes=5), scene, SimClock(), small())  # waits for its cohort
 
 
 @pytest.mark.parametrize("engine", ["batched", "ray"])
