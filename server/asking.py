@@ -57,6 +57,7 @@ class Asking:
         self._receive = receive
         self._lost = Lost(setting.again)
         self._request: TrainRequest | EvaluateRequest | None = None
+        """What all were asked in this phase; None while a round with a buffer trains."""
         self._nodes = nodes
         self._resumed: frozenset[Flight] = standing().flights
         """Flights whose requests another process sent, until they are sent again."""
@@ -153,17 +154,17 @@ class Asking:
             settled = self._directory.greet(self._receive)
             if not settled and self._lost.waited_s(now_s) < self._setting.greeting_s:
                 return  # a new node may be a lost site's; one that is silent holds up no other
-            sites = self._lost.back(self._directory.nodes)
+            sites, request = self._lost.back(self._directory.nodes), self._request
             flights = {f for f in self._standing().flights if f.site in sites}
             if flies:
                 sites = sorted(flight.site for flight in flights)
-            if not sites or (self._request is None and not flies):
+            if not sites or (request is None and not flies):
                 return
             self._setting.journal.append("asked-again", round=state.round, sites=sites)
-            if flies:
+            if request is None:  # of those who train with a buffer each has its round's
                 self._ask(flights)
-            elif self._request is not None:
-                self._send(self._request, sites)
+            else:
+                self._send(request, sites)
 
     def _is_awaited(self, arrival: Arrival) -> bool:
         state, (phase, round_, _) = self._standing(), arrival.tag

@@ -66,7 +66,7 @@ class State:
     answered: frozenset[str] = frozenset()
     """Sites that answered in this phase, well or badly."""
     counted: frozenset[str] = frozenset()
-    """Sites whose answer counts in this phase."""
+    """Sites whose answer counts in this phase; of training with a buffer, in all its attempts."""
     excused: frozenset[str] = frozenset()
     """Sites that answered badly in this phase, for a reason that is waited for."""
     trained: frozenset[str] = frozenset()

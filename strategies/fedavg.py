@@ -92,7 +92,10 @@ class FedAvg:
         fold.sites.append(update.site)
 
     def _discount(self, late: int) -> float:
-        """Return what an update counts for that started so many rounds ago."""
+        """Return what an update counts for that started so many rounds ago.
+
+        A round that [gate] rolled back counts as one, though it left the arrays as they were.
+        """
         if self.staleness_power is None:
             return 1.0
         assert late >= 0, "an update from a round to come"
