@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.common.constant import ErrorCode
 
 from intramural.core.errors import ConfigError
 from intramural.core.messages import Refusal, Reply, Request, TrainRequest
 from intramural.core.site import load_site
+from intramural.server.checkpoint import load_checkpoint
 from intramural.server.lost import Again
 from intramural.simulations.scenario import COLLUSIVE
 from intramural.simulations.scenario_grid import ScenarioGrid
@@ -78,6 +80,7 @@ def test_no_update_that_came_in_time_is_lost_to_a_slow_evaluation(
     assert all(trips[site] - times in (0, 1) for site, times in counted.items())  # 1: held at last
 
 
+LEFT = f"flower-{ErrorCode.NODE_UNAVAILABLE}"
 HALF: Json = {"share": 0.5, "latency_s": 0.01}
 
 
@@ -95,6 +98,34 @@ def test_sites_that_leave_over_their_training_are_replaced_by_idle_ones(
     )
     done = play(tmp_path, config, scene, nodes=6, again=again, until_s=7200.0)
     assert done.outcome.history[-1]["scenario"]["at_s"] < 3600.0
+    assert LEFT in {e.body["reason"] for e in done.journal if e.kind == "refused"}
+
+
+def test_a_lost_request_is_given_up_at_its_deadline_and_not_repeated(tmp_path: Path) -> None:
+    # one site leaves at 72 s until the next morning; another takes longer than all that
+    fast, slow = {"share": 0.34}, {"share": 0.33, "slowness": 1000.0}
+    scene = scenario(fast, slow, {"share": 0.33, "hours": (8.0, 9.02)}, train_s=120.0)
+    config = buffered(federation={"rounds": 1}, sites={"deadline_s": 150.0})
+    done = play(tmp_path, config, scene, nodes=3, again=True)
+    kinds = [e.kind for e in done.journal if e.kind not in ("refused", "committed")]
+    assert "asked-again" not in kinds  # it would repeat a request of the day before
+    assert kinds[:3] == ["opened", "lack", "opened"]
+    (record,) = done.outcome.history
+    # from 9 o'clock to 8 the next morning; then it trains, and both evaluate
+    assert record["scenario"]["at_s"] == 23 * 3600.0 + 120.0 + 5.0
+
+
+def test_a_lost_request_is_given_up_once_the_buffer_is_full(tmp_path: Path) -> None:
+    # site 3 of 3 leaves at 72 s, which is known at 114 s; the others have trained by 120 s
+    leaver = {"share": 0.33, "latency_s": 0.01, "hours": (8.0, 9.02)}
+    scene = scenario({"share": 0.67, "latency_s": 0.01}, leaver, train_s=120.0)
+    done = play(tmp_path, buffered(federation={"rounds": 1}), scene, nodes=3, again=True)
+    (record,) = done.outcome.history
+    assert len(record["sites"]) == 2
+    assert record["refusals"] == {LEFT: 1}
+    checkpoint, _ = load_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.flights == {}  # it is asked anew, from newer arrays
 
 
 @pytest.mark.parametrize("again", [False, True])
