@@ -79,6 +79,9 @@ def test_every_scenario_runs_to_its_end(
     if name == "hostile-minority":
         assert report["scenario"]["hostile"] == 2
         assert report["digest"] != plain["digest"]
+    if name == "colluding-sites":
+        assert report["scenario"]["hostile"] == 2 * 2  # two sites, two rounds
+        assert report["digest"] != plain["digest"]
 
 
 class Killed(BaseException):
