@@ -38,6 +38,7 @@ from intramural.simulations.comparison import (
     test_results,
 )
 from intramural.simulations.engines import Engine, Work, run_engine
+from intramural.simulations.hostile import check_attacks
 from intramural.simulations.scenario import Scenario, load_scenario
 from intramural.simulations.sites import FOLDERS_MAX, Deal, Dealt, deal
 from intramural.simulations.trace import TRACE, Tracer
@@ -131,6 +132,9 @@ def _check(plan: Simulation) -> None:
         )
     if plan.scenario is not None and plan.engine == "batched":
         raise ConfigError("--scenario has sites answer one by one; leave out --engine batched")
+    if plan.scenario is not None:
+        check_attacks(plan.scenario, plan.federation)
+        plan.scenario.groups_of(plan.deal.sites, seed=plan.federation.federation.seed)
     _check_sites(plan)
     check_manifest(plan.deal.template.policy, plan.federation)
     check_federation(plan.federation)

@@ -17,7 +17,7 @@ from intramural.server.report_words import (
     joining,
     seconds_text,
 )
-from tests.server.reports import DIGEST, SITES, generation, report, round_of, scores, statement
+from tests.server.reports import DIGEST, SITES, generation, report, scores, statement
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 FIGURES = (
@@ -216,24 +216,6 @@ def test_the_run_can_be_identified_from_the_page() -> None:
     assert "2 min 05 s" in page.text
     assert "egress-refused: 1" in page.text
     assert "without lakeview" in page.text
-
-
-def test_a_round_that_was_undone_says_so_with_what_the_held_out_records_said() -> None:
-    undone = round_of(2, {}, sites=SITES[:2]) | {
-        "holdout": {"loss": 3.25, "accuracy": 0.5, "macro_f1": 0.25},
-        "gate": {"metric": "loss", "kept": 2.0, "round": 3.25},
-        "rolled_back": True,
-    }
-    diverged = round_of(3, {}) | {
-        "holdout": {},
-        "gate": {"metric": "loss", "kept": 2.0, "round": None},
-    }
-    text = Page(render_html(report(rounds=[round_of(1, {}), undone, diverged]))).text
-    told = (
-        "egress-refused: 1; held out: loss 3.250, accuracy 0.500; rolled back: loss 3.250 after 2"
-    )
-    assert told in text
-    assert "rolled back: loss none after 2.000" in text
 
 
 def test_privacy_is_claimed_only_where_the_report_holds_a_claim() -> None:

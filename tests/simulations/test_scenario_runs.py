@@ -177,3 +177,27 @@ def test_the_sentence_tells_all_that_happened() -> None:
     )
     assert calm["scenario"]["sentence"] in render_html(calm)
     assert "scenario" not in render_html({})
+
+
+@pytest.mark.parametrize(
+    ("sites", "sections", "told"),
+    [
+        (2, {}, "takes two sites, and of 2 it has 1"),
+        (5, {"asynchrony": {"buffer": 1}}, r"with \[asynchrony\] these do not come together"),
+    ],
+)
+def test_attacks_that_cannot_be_are_refused_before_anything_is_written(
+    tmp_path: Path, sites: int, sections: Json, told: str
+) -> None:
+    template = load_site(site(tmp_path, "template", rows()))
+    deal = Deal(
+        federation=federation(Path("nowhere"), sites={"min": 2}, **sections),
+        template=template,
+        sites=sites,
+        partition="iid",
+        folder=tmp_path / "out",
+    )
+    plan = Simulation(deal=deal, scenario=load_scenario("colluding-sites"))
+    with pytest.raises(ConfigError, match=told):
+        simulate(plan, watcher=Watcher())
+    assert not (tmp_path / "out").exists()
