@@ -121,10 +121,7 @@ class Keeping:
                 "the site has not been sent the final arrays yet: a run's last test brings them, "
                 "under [privacy] only with privacy.metrics_noise"
             )
-        own = _of(kept, OWN, exchange.own_layout) if OWN in kept else None
-        exchange.write(_of(kept, FINAL, exchange.layout), own)
-        if MODEL in kept:
-            exchange.write_trained(_of(kept, MODEL, exchange.trained_layout))
+        _write_kept(resident, kept, _of(kept, FINAL, exchange.layout))
         return run
 
     def write_personal(self, resident: Resident, job: Job, request: EvaluateRequest) -> None:
@@ -136,7 +133,7 @@ class Keeping:
             TrainingError: It cannot be tuned.
             Refused: The disk does not take it.
         """
-        exchange, personal = resident.loaded.exchange, self._federation.personal
+        personal = self._federation.personal
         assert personal is not None
         kept = self._memory.before(request.run, request.round + 1)
         if personal.kind == "fine-tune":
@@ -144,9 +141,15 @@ class Keeping:
             found = fine_tune(resident, mine, request.vector)
             self._memory.write(request.run, request.round, {**kept, MODEL: found})
             return
-        exchange.write(request.vector)
-        if MODEL in kept:
-            exchange.write_trained(_of(kept, MODEL, exchange.trained_layout))
+        _write_kept(resident, kept, request.vector)
+
+
+def _write_kept(resident: Resident, kept: Mapping[str, Vector], vector: Vector) -> None:
+    """Set the model to the coordinator's vector, with all that the site keeps of its own."""
+    exchange = resident.loaded.exchange
+    exchange.write(vector, _of(kept, OWN, exchange.own_layout) if OWN in kept else None)
+    if MODEL in kept:
+        exchange.write_trained(_of(kept, MODEL, exchange.trained_layout))
 
 
 def _next_control(job: Job, delta: Vector) -> Vector:

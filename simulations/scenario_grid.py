@@ -170,9 +170,9 @@ class ScenarioGrid(Grid):
             message_id = f"scenario-{parcel.place}" if lost else ids[parcel.place]
             parcel.message.metadata.__dict__["_message_id"] = message_id  # what its reply names
             self._parcels[message_id] = parcel
-            self._under_way.alarm(parcel.fate.at_s)
+            self.clock.alarm(parcel.fate.at_s)
             if lost:
-                self._under_way.alarm(parcel.fate.at_s + self._pause_s)  # when it may be asked anew
+                self.clock.alarm(parcel.fate.at_s + self._pause_s)  # when it may be asked anew
                 self._happened[parcel.fate.cause] += not parcel.is_again
             found.append(message_id)
         return found
@@ -211,7 +211,7 @@ class ScenarioGrid(Grid):
             self._begun_real_s = time.monotonic()
             self._happened["unavailable"] += len(self._sites) - len(list(self.get_node_ids()))
         parcels = [self._parcel(message, beside=len(messages)) for message in messages]
-        alarm = self._under_way.alarm
+        alarm = self.clock.alarm
         if all(parcel.is_again for parcel in parcels):
             return parcels  # the process before set the alarms
         if kinds & set(ASKED):

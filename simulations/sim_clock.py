@@ -25,6 +25,11 @@ class SimClock:
         """Note that something is due at a time: no sleep leaps over it."""
         heappush(self._alarms, at_s)
 
+    @property
+    def pending(self) -> list[float]:
+        """Times after now at which something is due, each once, in order."""
+        return sorted({at_s for at_s in self._alarms if at_s > self.now_s})
+
     def follow(self, source: Callable[[float], float]) -> None:
         """Ask `source` for the first thing that is due after a time, before each sleep."""
         self._sources.append(source)

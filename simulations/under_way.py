@@ -39,7 +39,6 @@ class UnderWay:
     def __init__(self, world: dict[str, Any], clock: SimClock) -> None:
         """Take up what `to_json` returned; {} at the start. Alarms are set on `clock`."""
         self._clock = clock
-        self._alarms: set[float] = set()
         self._before = {int(node): _sent(facts) for node, facts in world.get("sent", {}).items()}
         self._sent: dict[int, Sent] = {}
         self._greetings_before = _listed(world)
@@ -53,13 +52,8 @@ class UnderWay:
             self.times[node, kind, round_] = times
         self.place = int(world.get("place", 0))
         """The next message's."""
-        for at_s in world.get("alarms", []):
-            self.alarm(at_s)
-
-    def alarm(self, at_s: float) -> None:
-        """Set an alarm, which a run that goes on from here has as well: it looks when this does."""
-        self._alarms.add(at_s)
-        self._clock.alarm(at_s)
+        for at_s in world.get("alarms", []):  # a run that goes on looks when this one would have
+            clock.alarm(at_s)
 
     def again(self, node: int, key: Key) -> Sent | None:
         """Return how a message was sent before the restart, if it was."""
@@ -93,7 +87,6 @@ class UnderWay:
     def to_json(self) -> dict[str, Any]:
         """Return what a run needs that goes on from this moment."""
         now_s, sent = self._clock.now_s, self._before | self._sent
-        self._alarms = {at_s for at_s in self._alarms if at_s > now_s}
         greetings = [
             [node, _facts(s)]
             for node in sorted(self._greetings_before.keys() | self._greetings.keys())
@@ -102,7 +95,7 @@ class UnderWay:
         return {
             "now_s": now_s,
             "place": self.place,
-            "alarms": sorted(self._alarms),
+            "alarms": self._clock.pending,
             "greetings": greetings,
             "busy": {str(n): until_s for n, until_s in self.busy.items() if until_s > now_s},
             "sent": {str(node): _facts(s) for node, s in sent.items()},

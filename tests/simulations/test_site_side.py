@@ -24,6 +24,14 @@ from intramural.simulations.simulate import Simulation, simulate
 from intramural.simulations.sites import Deal, deal
 from tests.tiny import CSV, Json, federation
 
+PRIVACY: Json = {
+    "unit": "record",
+    "noise_multiplier": 2.0,
+    "delta": 1e-5,
+    "clip_norm": 1.0,
+    "nominal_records": 60,
+}
+
 
 def deal_of(config: FederationConfig, folder: Path, **how: Any) -> Deal:
     policy: Json = {"require_privacy": False, "exchange": ["lora"]}
@@ -109,17 +117,10 @@ def test_personal_parts_under_privacy_are_tested_as_the_sites_kept_them(
     tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the simulator measures by a form without [privacy], whose manifest is another
-    privacy: Json = {
-        "unit": "record",
-        "noise_multiplier": 2.0,
-        "delta": 1e-5,
-        "clip_norm": 1.0,
-        "nominal_records": 60,
-    }
     config = federation(
         bert,
         exchange={"personal": ["classifier"]},
-        privacy=privacy,
+        privacy=PRIVACY,
         strategy={"weights": "equal"},
         sites={"min": 3},
     )
@@ -145,17 +146,10 @@ def test_personal_parts_under_privacy_are_tested_as_the_sites_kept_them(
 def test_own_models_under_privacy_are_refused_before_anything_is_written(
     tmp_path: Path, bert: Path
 ) -> None:
-    privacy: Json = {
-        "unit": "record",
-        "noise_multiplier": 2.0,
-        "delta": 1e-5,
-        "clip_norm": 1.0,
-        "nominal_records": 60,
-    }
     config = federation(
         bert,
         personal={"kind": "ditto", "steps": 2},
-        privacy=privacy,
+        privacy=PRIVACY,
         strategy={"weights": "equal"},
     )
     with pytest.raises(ConfigError, match=r"remove \[personal\]"):
