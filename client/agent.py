@@ -193,10 +193,10 @@ class SiteAgent:
 
     def _train(self, request: TrainRequest) -> Update:
         with self.training(request) as job:
-            started = time.perf_counter()
-            delta, loss = run_job(self.resident(), job, request.vector)
+            resident, started = self.resident(), time.perf_counter()
+            delta, loss = run_job(resident, job, request.vector)
             seconds = time.perf_counter() - started
-            self.keeping.keep(self.resident(), job, request, delta)
+            self.keeping.keep(resident, job, request, delta)
         return self.update(request, job, delta, loss=loss, seconds=seconds)
 
     @contextmanager

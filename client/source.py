@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from intramural.core.canonical import digest_json
 from intramural.core.federation import FederationConfig
 from intramural.core.messages import Split
 from intramural.core.site import SiteConfig
@@ -94,20 +93,16 @@ class PopulationSource:
         return self._at(resident, train.tolist())
 
     def _at(self, resident: Resident, rows: Sequence[int]) -> Tokens:
-        table = token_table(self._population, resident, self._federation)
+        table = token_table(self._population, resident)
         inputs, targets = table.of(rows)
         return Tokens(inputs=inputs, targets=targets)
 
 
-def token_table(
-    population: Population, resident: Resident, federation: FederationConfig
-) -> TokenTable:
+def token_table(population: Population, resident: Resident) -> TokenTable:
     """Return a population's tokens under a federation's model and task, made at first use."""
-    model, task = federation.model.model_dump(mode="json"), federation.task.model_dump(mode="json")
-    key = digest_json([resident.base.digest, model, task])[7:23]
 
     def make(records: Sequence[Record]) -> Iterable[Pair]:
         tokens = resident.task.tokenise(records)
         return zip(tokens.inputs, tokens.targets, strict=True)
 
-    return population.tokens(key, make)
+    return population.tokens(resident.tokens_key, make)

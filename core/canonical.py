@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHUNK_BYTES = 1 << 20
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -17,9 +20,7 @@ def canonical_json(value: Any) -> bytes:
     Raises:
         ValueError: `value` holds a NaN or an infinity, which JSON cannot say.
     """
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def digest_bytes(content: bytes | memoryview) -> str:

@@ -60,13 +60,18 @@ def written_reply(size: int, write: Callable[[Vector], None]) -> Vector:
     if memory is None:
         return written(size, write)
     write(np.frombuffer(memory, dtype="<f4"))
-    return np.frombuffer(memory.toreadonly(), dtype="<f4")
+    return as_reply(np.frombuffer(memory, dtype="<f4"))
+
+
+def as_reply(vector: Vector) -> Vector:
+    """Return a little-endian vector, read-only, whose memory can be sent as it is."""
+    return np.frombuffer(vector.data.cast("B").toreadonly(), dtype="<f4")
 
 
 def wire_bytes(vector: Vector) -> bytes:
     """Return the little-endian bytes; of what `written` made, its very own, without a copy.
 
-    Of what `written_reply` put in lent memory, a view of it.
+    Of what `as_reply` returned, a view of its memory.
     """
     base = vector.base
     if isinstance(base, memoryview):

@@ -5,7 +5,6 @@ Versioned, without pickle. One flat vector travels, not one array per tensor: no
 about, one copy to make, one digest to check.
 """
 
-import dataclasses
 import json
 import typing
 from dataclasses import dataclass, field
@@ -70,6 +69,8 @@ class _Codec:
 
     message: type[Any]
     header: type[BaseModel]
+    fields: tuple[str, ...]
+    """Names of the fields in the header."""
     vector: str | None
     """Name of the field that is the flat vector."""
 
@@ -83,11 +84,17 @@ def _codec(message: type[Any]) -> _Codec:
         __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
         **typing.cast(Any, fields),
     )
-    return _Codec(message=message, header=header, vector=vectors[0] if vectors else None)
+    return _Codec(
+        message=message,
+        header=header,
+        fields=tuple(fields),
+        vector=vectors[0] if vectors else None,
+    )
 
 
 _REQUESTS = {kind.__name__: _codec(kind) for kind in (Hello, TrainRequest, EvaluateRequest)}
 _REPLIES = {kind.__name__: _codec(kind) for kind in (Welcome, Update, Evaluated, Refusal)}
+_CODECS = _REQUESTS | _REPLIES
 
 
 def write_letter(message: Request | Reply, *, answers: str | None = None) -> Letter:
@@ -98,12 +105,8 @@ def write_letter(message: Request | Reply, *, answers: str | None = None) -> Let
         answers: For a reply, the digest of the request's letter.
     """
     kind = type(message).__name__
-    codec = (_REQUESTS | _REPLIES)[kind]
-    body = {
-        f.name: getattr(message, f.name)
-        for f in dataclasses.fields(message)
-        if f.name != codec.vector
-    }
+    codec = _CODECS[kind]
+    body = {name: getattr(message, name) for name in codec.fields}
     if isinstance(message, Evaluated):
         body["sums"] = {name: counts.tolist() for name, counts in message.sums.counts.items()}
     header = {"version": WIRE_VERSION, "kind": kind, "answers": answers, "body": body}
@@ -149,7 +152,7 @@ def _read(
     except ValidationError as error:
         keys = sorted({".".join(map(str, e["loc"]))[:80] for e in error.errors()})
         raise WireError(f"{kind} header has wrong fields {keys}; check versions") from None
-    fields = {name: getattr(body, name) for name in codec.header.model_fields}
+    fields = {name: getattr(body, name) for name in codec.fields}
     if "sums" in fields:
         counts = fields["sums"].items()
         fields["sums"] = Sums(counts={n: np.array(c, dtype=np.int64) for n, c in counts})

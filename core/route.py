@@ -10,7 +10,7 @@ PEFT names a layer's two factors `...NAME.lora_A.default.weight`, shape `(rank, 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -105,34 +105,24 @@ def uplink(federation: FederationConfig, down: Layout, *, round: int) -> Layout:
 
     `down` itself, where that is all of it.
     """
+    part = _part_in_turn(down, trained_factor(federation.strategy.rule, round))
+    return down if part is None else part
+
+
+@lru_cache(maxsize=64)
+def _part_in_turn(down: Layout, turn: Factor | None) -> Layout | None:
+    """Return the layout of what is trained in a factor's turn; None: it is all of `down`."""
     kept = tuple(
         entry
         for entry in down.entries
-        if not entry[0].startswith((RESIDUAL, CONTROL))
-        and is_trained(federation, entry[0], round=round)
+        if not entry[0].startswith((RESIDUAL, CONTROL)) and trains(turn, entry[0])
     )
-    return Layout(kept) if len(kept) < len(down.entries) else down
+    return Layout(kept) if len(kept) < len(down.entries) else None
 
 
 def up_bytes_max(federation: FederationConfig, down: Layout) -> int:
     """Return the bytes of a site's largest update; what it trains turns with the rounds."""
     return max(uplink(federation, down, round=round).nbytes for round in (1, 2))
-
-
-class Uplinks:
-    """A federation's uplink layouts by round, each made once."""
-
-    def __init__(self, federation: FederationConfig, down: Layout) -> None:
-        """Take the federation and the coordinator's layout."""
-        self._federation, self._down = federation, down
-        self._made: dict[Factor | None, Layout] = {}
-
-    def __call__(self, round: int) -> Layout:
-        """Return the layout of a site's update in a round."""
-        turn = trained_factor(self._federation.strategy.rule, round)
-        if turn not in self._made:
-            self._made[turn] = uplink(self._federation, self._down, round=round)
-        return self._made[turn]
 
 
 @dataclass(frozen=True)

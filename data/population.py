@@ -162,20 +162,33 @@ class TokenTable:
         """Open a file that `Population.tokens` wrote."""
         table = _mapped(path)
         self._sides = [
-            [(chunk.values.to_numpy(), chunk.offsets.to_numpy()) for chunk in column.chunks]
+            [_cells(chunk.values.to_numpy(), chunk.offsets.to_numpy()) for chunk in column.chunks]
             for column in (table.column("inputs"), table.column("targets"))
         ]
 
     def of(self, rows: Sequence[int]) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]:
         """Return the ids and the targets of some rows; the arrays are views, and read-only."""
         places = [divmod(row, BATCH_ROWS) for row in rows]
-        inputs, targets = ([_cell(side[b], i) for b, i in places] for side in self._sides)
+        inputs, targets = ([side[b][i] for b, i in places] for side in self._sides)
         return inputs, targets
 
 
-def _cell(batch: tuple[NDArray[Any], NDArray[Any]], index: int) -> NDArray[np.int32]:
-    values, starts = batch
-    return values[starts[index] : starts[index + 1]]
+def _cells(values: NDArray[np.int32], starts: NDArray[np.int32]) -> "NDArray[np.int32] | _Ragged":
+    """Return the rows that begin at `starts`; as one matrix, the faster, if they are alike."""
+    sizes = np.diff(starts)
+    if len(sizes) and (sizes == sizes[0]).all():
+        return values[starts[0] : starts[-1]].reshape(len(sizes), sizes[0])
+    return _Ragged(values, starts)
+
+
+class _Ragged:
+    """Rows of different lengths."""
+
+    def __init__(self, values: NDArray[np.int32], starts: NDArray[np.int32]) -> None:
+        self._values, self._starts = values, starts
+
+    def __getitem__(self, row: int) -> NDArray[np.int32]:
+        return self._values[self._starts[row] : self._starts[row + 1]]
 
 
 def write_population(

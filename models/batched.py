@@ -13,12 +13,12 @@ from torch import Tensor
 
 from intramural.core.errors import TrainingError
 from intramural.core.layout import Vector
+from intramural.models.batched_factored import FactoredSteps
 from intramural.models.batched_fit import fit_of
 from intramural.models.batched_losses import (
     BatchedLosses,
     Index,
     filled,
-    kept_bytes,
     merged,
     plain_attention,
 )
@@ -115,7 +115,7 @@ def stack_size(
     its rows, twice, for the backward pass makes as much.
     """
     longest = max(jobs, key=lambda job: int(job.tokens.lengths().max()))
-    row = kept_bytes(losses, longest.tokens, int(longest.tokens.lengths().argmax()))
+    row = losses.kept_bytes(longest.tokens, int(longest.tokens.lengths().argmax()))
     client = 4 * loaded.exchange.layout.nbytes + 2 * row * max(map(rows, jobs))
     return max(1, min(clients_max, BYTES_MAX // client))
 
@@ -136,17 +136,24 @@ def _train(
     tokens, offsets = merged([job.tokens for job in jobs])
     index, weights = _batches(jobs, offsets, steps)
     weights = weights.to(loaded.device)
-    stack = Stack(loaded, start, clients=len(jobs), settings=plan.training)
     means: list[Tensor] = []
+    factored, stack = FactoredSteps(loaded, losses, start), None
     for step in range(steps):
         progress = (plan.round - 1 + step / steps) / plan.rounds
+        rate = learning_rate(plan.training, progress)
         batch = losses.batch(tokens, index[step])
-        means.append(_backward(losses, stack, batch, weights[step], first=step == 0))
-        stack.step(learning_rate(plan.training, progress))
+        if step == 0 and not factored.pays(plan.training, batch, weights[0], steps=steps):
+            stack = Stack(loaded, start, clients=len(jobs), settings=plan.training)
+        if stack is None:
+            means.append(factored.step(batch, weights[step], rate=rate))
+        else:
+            means.append(_backward(losses, stack, batch, weights[step], first=step == 0))
+            stack.step(rate)
+    deltas = factored.deltas(len(jobs)) if stack is None else stack.deltas()
     values = torch.stack(means).double().cpu().numpy().T
     return [
         (delta, float(own.mean())) if np.isfinite(own).all() else _not_finite(own, plan)
-        for delta, own in zip(stack.deltas(), values, strict=True)
+        for delta, own in zip(deltas, values, strict=True)
     ]
 
 

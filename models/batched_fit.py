@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from intramural.core.errors import ConfigError, TrainingError
 from intramural.core.federation import FederationConfig, Training
 from intramural.core.route import uplink
-from intramural.models.batched_losses import BatchedLosses, plain_attention
+from intramural.models.batched_losses import BatchedLosses, Sizes, plain_attention
 from intramural.models.classification import Classification
 from intramural.models.loading import Loaded
 from intramural.models.padding import SENTENCE
@@ -33,6 +33,7 @@ class Fit:
 
     wide_masks: bool
     factored: bool
+    sizes: Sizes
 
 
 _rehearsed: WeakKeyDictionary[nn.Module, Fit | str] = WeakKeyDictionary()
@@ -70,7 +71,13 @@ def fit_of(loaded: Loaded, task: Task, training: Training, *, length: int) -> Ba
     found = _fit(loaded, task, training, length=length)
     if isinstance(found, str):
         raise ConfigError(f"the batched engine cannot train this federation: {found}")
-    return BatchedLosses(loaded, task, wide_masks=found.wide_masks, factored=found.factored)
+    return BatchedLosses(
+        loaded,
+        task,
+        wide_masks=found.wide_masks,
+        factored=found.factored,
+        sizes=found.sizes,
+    )
 
 
 def _fit(loaded: Loaded, task: Task, training: Training, *, length: int) -> Fit | str:
@@ -124,7 +131,7 @@ def _rehearse(loaded: Loaded, task: Classification, length: int) -> Fit | str:
             continue
         if _close(got, expected):
             factored = _factors_fit(losses, loaded, tokens, [part[2:] for part in expected[1:]])
-            return Fit(wide_masks=wide, factored=factored)
+            return Fit(wide_masks=wide, factored=factored, sizes=Sizes())
         reason = f"{name} says other things of a row in a stack than of the row alone"
     return reason
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,45 @@ from intramural.models.loading import Loaded
 from intramural.models.tasks import Batch, Task, Tokens
 from intramural.models.training import to_device
 
+Factors = dict[nn.Linear, tuple[Tensor, Tensor]]
+"""Of each layer its inputs and the gradients of its outputs, shapes (clients, positions, in) and
+(.., out), or with units (clients, units, positions, ..): a weight's gradient is their product."""
 Index = NDArray[np.int64]
 """Rows of `merged` tokens, of any shape; that of the batch it stands for."""
+
+
+Move = dict[str, Tensor]
+"""How far a client's layer has moved: its weight by `inputs` and `outputs`, its bias by `bias`."""
+
+
+@dataclass
+class Sizes:
+    """What was found of a model's passes, and need not be looked for in each round."""
+
+    outputs: dict[Hashable, dict[nn.Linear, tuple[int, ...]]] = field(default_factory=dict)
+    """By the shapes of a batch: those of each layer's output."""
+    kept: dict[int, int] = field(default_factory=dict)
+    """By a row's length: the memory of `kept_bytes`."""
 
 
 class BatchedLosses(nn.Module):
     """The resident model, run with other parameters than its own; it is never written to."""
 
-    def __init__(self, loaded: Loaded, task: Task, *, wide_masks: bool, factored: bool) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        task: Task,
+        *,
+        wide_masks: bool,
+        factored: bool,
+        sizes: Sizes | None = None,
+    ) -> None:
         """Take the model and its task.
 
         `wide_masks`: attention masks have shape (rows, 1, 1, length) and hold what is added to
         scores. Of one of shape (rows, length) some models ask whether it is all ones, a question
-        with as many answers as clients. `factored`: units' gradients are had as factors.
+        with as many answers as clients. `factored`: units' gradients are had as factors. `sizes`:
+        what was found earlier of this model.
         """
         super().__init__()
         self.model = loaded.model
@@ -36,7 +63,7 @@ class BatchedLosses(nn.Module):
         self.layers = _linear_layers(loaded) if factored else None
         """Names of weight and bias of each trained layer, if no others are trained."""
         self._loaded, self._task = loaded, task
-        self._shapes: dict[Hashable, dict[nn.Linear, tuple[int, ...]]] = {}
+        self._sizes = Sizes() if sizes is None else sizes
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the task's losses, shape `(rows,)`."""
@@ -75,20 +102,22 @@ class BatchedLosses(nn.Module):
         weights: Tensor,
         *,
         shared: bool = False,
-    ) -> tuple[Tensor, dict[nn.Linear, tuple[Tensor, Tensor]]]:
-        """Return weighted sums, and their gradients as each layer's inputs and output gradients.
+        moved: Factors | None = None,
+    ) -> tuple[Tensor, Factors]:
+        """Return weighted sums, and their gradients as factors.
 
         `batch` and `weights` have clients and rows first, as in `many`, or clients, units, and a
-        unit's rows, as in `unit_gradients`. The factors then have shape (clients, positions, in)
-        and (.., out), or (clients, units, positions, ..). A layer that did not run has none.
+        unit's rows, as in `unit_gradients`. A layer that did not run has no factors.
         `shared`: the parameters are one client's, and all clients'; that is a good deal faster.
+        `moved`: what each client's layers have moved since, by the negative of the product; for
+        clients' rows, and not for units.
 
         Raises:
             TrainingError: A layer ran twice.
         """
         apart = weights.shape[:-1]
         detached = {name: tensor.detach() for name, tensor in parameters.items()}
-        shapes = self._output_shapes(detached, batch, weights, shared=shared)
+        shapes = self.output_shapes(detached, batch, weights, shared=shared)
         order = list(shapes)
         device = weights.device
         probes = [
@@ -96,24 +125,40 @@ class BatchedLosses(nn.Module):
             for shape in shapes.values()
         ]
 
+        moves = [self._move(layer, moved) for layer in order] if moved else []
+
         def run(
-            parameters: dict[str, Tensor], probes: list[Tensor], batch: Batch, weights: Tensor
+            parameters: dict[str, Tensor],
+            probes: list[Tensor],
+            moves: list[Move],
+            batch: Batch,
+            weights: Tensor,
         ) -> tuple[Tensor, list[Tensor]]:
-            with _tapped(order, probes) as inputs:
+            with _tapped(order, probes, moves) as inputs:
                 loss = self.one(parameters, batch, weights)
             return loss, [inputs[layer].detach() for layer in order]
 
-        inner = run if len(apart) == 1 else vmap(run, in_dims=(None, 0, 0, 0))
-        runs = vmap(inner, in_dims=(None if shared else 0, 0, 0, 0))
+        inner = run if len(apart) == 1 else vmap(run, in_dims=(None, 0, None, 0, 0))
+        runs = vmap(inner, in_dims=(None if shared else 0, 0, 0, 0, 0))
         with torch.enable_grad():
-            losses, inputs = runs(detached, probes, batch, weights)
+            losses, inputs = runs(detached, probes, moves, batch, weights)
             grads = torch.autograd.grad(losses.sum(), probes, materialize_grads=True)
         pairs = zip(inputs, grads, strict=True)
         found = [tuple(_positions(t, len(apart)) for t in pair) for pair in pairs]
         return losses.detach(), {layer: (x, g) for layer, (x, g) in zip(order, found, strict=True)}
 
+    def _move(self, layer: nn.Linear, moved: Factors) -> Move:
+        """Return what `_tapped` needs to know of a layer."""
+        assert self.layers is not None
+        weight, bias = self.layers[layer]
+        if layer not in moved:
+            return {}
+        inputs, outputs = moved[layer]
+        found = {} if weight is None else {"inputs": inputs, "outputs": outputs}
+        return found if bias is None else found | {"bias": outputs.sum(1)}
+
     @torch.no_grad()
-    def _output_shapes(
+    def output_shapes(
         self, parameters: Mapping[str, Tensor], batch: Batch, weights: Tensor, *, shared: bool
     ) -> dict[nn.Linear, tuple[int, ...]]:
         """Return the shapes of the outputs of each layer that runs in one client's or unit's pass.
@@ -123,12 +168,32 @@ class BatchedLosses(nn.Module):
         assert self.layers is not None
         first = (0,) * (weights.ndim - 1)
         key = tuple(tuple(tensor[first].shape) for tensor in batch.values())
-        if key not in self._shapes:
-            with _tapped(list(self.layers), None) as outputs:
+        if key not in self._sizes.outputs:
+            with _tapped(list(self.layers), None, []) as outputs:
                 own = {n: tensor if shared else tensor[0] for n, tensor in parameters.items()}
                 self.one(own, {n: t[first] for n, t in batch.items()}, weights[first])
-            self._shapes[key] = {layer: tuple(out.shape) for layer, out in outputs.items()}
-        return self._shapes[key]
+            self._sizes.outputs[key] = {layer: tuple(out.shape) for layer, out in outputs.items()}
+        return self._sizes.outputs[key]
+
+    def kept_bytes(self, tokens: Tokens, row: int) -> int:
+        """Return the memory that a forward pass of one row keeps for its backward pass."""
+        length = len(tokens.inputs[row])
+        if length not in self._sizes.kept:
+            own = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+            kept: dict[int, int] = {}
+
+            def keep(tensor: Tensor) -> Tensor:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in own:
+                    kept[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, _same):
+                batch = self.batch(tokens, np.array([row]))
+                alive: Any = self(batch)  # or an address could be used twice
+            del alive
+            self._sizes.kept[length] = sum(kept.values())
+        return self._sizes.kept[length]
 
     def batch(self, tokens: Tokens, index: Index) -> Batch:
         """Return rows as one batch on the device; its tensors have shape `(*index.shape, ...)`."""
@@ -165,24 +230,6 @@ def plain_attention() -> Iterator[None]:
         yield
 
 
-def kept_bytes(losses: BatchedLosses, tokens: Tokens, row: int) -> int:
-    """Return the memory that a forward pass of one row keeps for its backward pass."""
-    own = {p.untyped_storage().data_ptr() for p in losses.model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, _same):
-        batch = losses.batch(tokens, np.array([row]))
-        alive: Any = losses(batch)  # or an address could be used twice
-    del alive
-    return sum(kept.values())
-
-
 def _same(tensor: Tensor) -> Tensor:
     return tensor
 
@@ -206,11 +253,12 @@ def _linear_layers(loaded: Loaded) -> dict[nn.Linear, tuple[str | None, str | No
 
 @contextmanager
 def _tapped(
-    layers: Sequence[nn.Linear], probes: Sequence[Tensor] | None
+    layers: Sequence[nn.Linear], probes: Sequence[Tensor] | None, moves: Sequence[Move]
 ) -> Iterator[dict[nn.Linear, Tensor]]:
     """Keep what goes into the layers, and add a probe to what comes out; or keep what comes out.
 
-    A probe is zero: its gradient is that of the layer's output.
+    A probe is zero: its gradient is that of the layer's output. With `moves` what comes out is that
+    of the layer as it has moved.
     """
     kept: dict[nn.Linear, Tensor] = {}
 
@@ -221,7 +269,11 @@ def _tapped(
             kept[layer] = output
             return output
         kept[layer] = args[0]
-        return output + probes[places[layer]]
+        output = output + probes[places[layer]]
+        move = moves[places[layer]] if moves else {}
+        if "inputs" in move:
+            output = output - (args[0] @ move["inputs"].mT) @ move["outputs"]
+        return output - move["bias"] if "bias" in move else output
 
     places = {layer: place for place, layer in enumerate(layers)}
     handles = [layer.register_forward_hook(tap) for layer in layers]

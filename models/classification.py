@@ -29,6 +29,7 @@ class Classification:
         """Take the tokenizer and the labels; with a frozen body, batches are its features."""
         self.labels = tuple(labels)
         self._tokenizer = tokenizer
+        self._filler: int = tokenizer.pad_token_id
         self._length_max = length_max
         self._body = body
         self.padded = body is None
@@ -50,8 +51,8 @@ class Classification:
         if self._body is not None:
             batch = {"features": self._body.features(tokens, indices)}
         else:
-            batch = pad_inputs(tokens, indices, filler=self._tokenizer.pad_token_id)
-        batch["targets"] = tokens.classes.index_select(0, torch.tensor(indices))
+            batch = pad_inputs(tokens, indices, filler=self._filler)
+        batch["targets"] = torch.from_numpy(tokens.classes.take(indices))
         return batch
 
     def losses(self, model: Any, batch: Batch) -> Tensor:

@@ -25,6 +25,8 @@ class Resident:
     base: Base
     loaded: Loaded
     task: Task
+    tokens_key: str
+    """Names what makes tokens of records: the base's content, [model] and [task]."""
 
 
 _resident: dict[tuple[str, int | None], Resident] = {}
@@ -80,7 +82,10 @@ def resident_model(
 
             check_padding(loaded, length_max=federation.model.max_length)
             rehearse(loaded, task, federation)
-        _resident[key] = Resident(base=base, loaded=loaded, task=task)
+        makes_tokens = [base.digest, content["model"], content["task"]]
+        _resident[key] = Resident(
+            base=base, loaded=loaded, task=task, tokens_key=digest_json(makes_tokens)[7:23]
+        )
     _asked[asked] = _resident[key]
     return _resident[key]
 

@@ -1,6 +1,6 @@
 """Stacked: the travelling parameters of many clients, side by side, and one optimizer for all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from intramural.core.federation import Training
-from intramural.core.layout import Vector
+from intramural.core.layout import Layout, Vector, as_reply
 from intramural.models.loading import Loaded
 from intramural.models.steps import make_optimizer
 
@@ -66,14 +66,28 @@ class Stack:
         return {name: tensor.detach()[place] for name, tensor in self.parameters.items()}
 
     def deltas(self) -> list[Vector]:
-        """Return each client's parameters less the start; rows of one array."""
-        out = np.empty((self._clients, self._layout.size), dtype=np.float32)
-        wide = torch.from_numpy(out)
-        for slot, tensor in zip(self._layout.slots(), self.parameters.values(), strict=True):
-            part = wide[:, slot.start : slot.stop].view(self._clients, *slot.shape)
-            before = torch.tensor(self._start[slot.start : slot.stop]).view(slot.shape)
-            torch.sub(tensor.detach().to("cpu", torch.float32), before, out=part)
-        return list(out)
+        """Return each client's parameters less the start."""
+        start = self._layout.unflatten(self._start)
+
+        def write(name: str, out: Tensor) -> None:
+            now = self.parameters[name].detach().to("cpu", torch.float32)
+            torch.sub(now, torch.tensor(start[name]), out=out)
+
+        return written_deltas(self._layout, self._clients, write)
+
+
+def written_deltas(
+    layout: Layout, clients: int, write: Callable[[str, Tensor], None]
+) -> list[Vector]:
+    """Return clients' deltas, which can be sent as they are.
+
+    `write` is given each parameter's name and where to put it, shape `(clients, *shape)`.
+    """
+    whole = np.empty((clients, layout.size), dtype=np.float32)
+    wide = torch.from_numpy(whole)
+    for slot in layout.slots():
+        write(slot.name, wide[:, slot.start : slot.stop].view(clients, *slot.shape))
+    return [as_reply(row) for row in whole]
 
 
 def pieces(count: int, most: int) -> Sequence[range]:

@@ -137,6 +137,9 @@ def trained_alone(loaded: Loaded, factor: Factor | None) -> Iterator[dict[str, n
     A frozen parameter has no gradient, so none that could be clipped, noised, decayed or stepped.
     """
     own = loaded.exchange.parameters
+    if factor is None:
+        yield own
+        return
     trained = {name: parameter for name, parameter in own.items() if trains(factor, name)}
     frozen = [p for n, p in own.items() if n not in trained and p.requires_grad]
     try:

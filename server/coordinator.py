@@ -6,7 +6,7 @@ from typing import Any
 
 from intramural.core.errors import AggregationError, round_error
 from intramural.core.messages import Evaluated, Refusal, Update
-from intramural.core.route import Uplinks
+from intramural.core.route import uplink
 from intramural.core.seeds import generator
 from intramural.server import machine
 from intramural.server.asking import Asking, flights_of
@@ -36,7 +36,6 @@ class Coordinator:
         """Take up a run at a checkpoint; round 0 is the start."""
         federation = setting.federation
         self.setting = setting
-        self._uplinks = Uplinks(federation, setting.layout)
         self.rules = setting.rules
         self.state = machine.State(committed=start.round, flights=flights_of(setting, start))
         self.vector = start.vector
@@ -158,7 +157,8 @@ class Coordinator:
 
     def _judge(self, arrival: Arrival) -> None:
         setting, site, (phase, round_, _) = self.setting, arrival.site, arrival.tag
-        problem = unusable(arrival, setting.federation, layout=self._uplinks(round_).digest)
+        up = uplink(setting.federation, setting.layout, round=round_)
+        problem = unusable(arrival, setting.federation, layout=up.digest)
         state, effects = self._offer(arrival, good=problem is None)
         if machine.Hold(site=site) in effects:
             self.state = state

@@ -17,7 +17,7 @@ from intramural.core.errors import CheckpointError, ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.files import Held, exclusive, write_json
 from intramural.core.journal import Entry, Journal, scan
-from intramural.core.route import Uplinks
+from intramural.core.route import uplink
 from intramural.server.checkpoint import Checkpoint, load_checkpoint
 from intramural.server.commits import commits_of
 from intramural.server.coordinator import Coordinator
@@ -190,7 +190,7 @@ def _setting(
         rule=rule,
         post=Post(
             grid,
-            Uplinks(plan.federation, first.layout),
+            lambda round_: uplink(plan.federation, first.layout, round=round_),
             seals=deployment.seals if deployment else None,
         ),
         journal=journal,

@@ -8,7 +8,7 @@ from intramural.core.errors import AggregationError
 from intramural.core.federation import FederationConfig
 from intramural.core.layout import Layout, Vector
 from intramural.core.messages import Update
-from intramural.core.route import Uplinks
+from intramural.core.route import uplink
 from intramural.strategies.fedavg import FedAvg
 from intramural.strategies.lora import Pairs, moved
 from intramural.strategies.rule import Fold
@@ -30,7 +30,7 @@ class AggregationErrorMeter:
     def __init__(self, federation: FederationConfig, layout: Layout) -> None:
         """Measure on the coordinator's layout, by the weights that the federation sets."""
         self._pairs = Pairs(federation, layout)
-        self._uplinks = Uplinks(federation, layout)
+        self._federation, self._layout = federation, layout
         self._mean = FedAvg.of(federation)
         self._size = self._pairs.products_layout.size
         self._fold: Fold | None = None
@@ -53,7 +53,8 @@ class AggregationErrorMeter:
         """Take an update in that the rule took."""
         if self._fold is None or self._current is None:
             return
-        deltas = self._uplinks(self._fold.round).unflatten(update.delta)
+        up = uplink(self._federation, self._layout, round=self._fold.round)
+        deltas = up.unflatten(update.delta)
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 change = self._pairs.products(self._current, deltas)

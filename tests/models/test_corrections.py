@@ -92,7 +92,7 @@ def test_ditto_pulls_the_site_s_own_model_to_what_was_sent(bert: Path) -> None:
     sent, own = (rng.normal(0, 0.1, exchange.layout.size).astype(np.float32) for _ in range(2))
     how = own_plan(config, plan(config))
     job = Job(tokens=on.tokens, plan=how, up=exchange.layout)
-    resident = Resident(base=None, loaded=on.loaded, task=on.task)  # type: ignore[arg-type]
+    resident = Resident(base=None, loaded=on.loaded, task=on.task, tokens_key="")  # type: ignore[arg-type]
     found = train_beside(resident, job, sent, own)
     gradients = [gradient_of(hand, batch) for batch in how.batches(24)]
     assert len(gradients) == 3  # personal.steps
@@ -137,6 +137,6 @@ def test_private_training_takes_no_shift(bert: Path) -> None:
         private=private_round(on, RECORDS),
         shift=shift,
     )
-    resident = Resident(base=None, loaded=on.loaded, task=on.task)  # type: ignore[arg-type]
+    resident = Resident(base=None, loaded=on.loaded, task=on.task, tokens_key="")  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="no noise"):
         run_job(resident, job, on.loaded.exchange.read())

@@ -67,7 +67,9 @@ def test_the_model_is_built_once_and_anew_when_asked(bert: Path) -> None:
 
 
 def resident(config: FederationConfig, on: Bench) -> Resident:
-    return Resident(base=resolve_base(config.model.base), loaded=on.loaded, task=on.task)
+    return Resident(
+        base=resolve_base(config.model.base), loaded=on.loaded, task=on.task, tokens_key=""
+    )
 
 
 def shaken(on: Bench) -> None:

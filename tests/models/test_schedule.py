@@ -1,6 +1,7 @@
 """The learning rate against closed forms."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,27 +49,24 @@ def test_warm_up_rises_to_the_peak_and_the_rate_never_rises_again(schedule: str)
 
 
 def test_rounds_do_not_restart_the_schedule(bert: Path) -> None:
+    from intramural.models import training
     from tests.models.builders import bench, chapters, plan
     from tests.tiny import federation
 
-    training = {"local_steps": 4, "schedule": "cosine", "warmup": 0.25, "learning_rate": 2.0}
-    config = federation(bert, training=training, federation={"rounds": 3})
+    settings = {"local_steps": 4, "schedule": "cosine", "warmup": 0.25, "learning_rate": 2.0}
+    config = federation(bert, training=settings, federation={"rounds": 3})
     on = bench(config, chapters(8))
     seen: list[float] = []
 
-    def watched(*_: object, lr: float, **__: object) -> None:
-        seen.append(lr)  # and no step: the rate is all that is looked at
-
-    from intramural.models import steps
-    from intramural.models.training import train_round
+    def watched(parameters: object, settings: object) -> Callable[[float], None]:
+        return seen.append  # and no step: the rate is all that is looked at
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "sgd", watched)
+        patch.setattr(training, "make_step", watched)
         for number in (1, 2, 3):
-            train_round(on.loaded, on.task, on.tokens, plan(config, round=number))
+            training.train_round(on.loaded, on.task, on.tokens, plan(config, round=number))
     expected = []
     for done in (n / 12 for n in range(12)):
         x = (done - 0.25) / 0.75
         expected.append(2 * done / 0.25 if done < 0.25 else 1 + math.cos(math.pi * x))
-    twice = [rate for rate in expected for _ in range(2)]  # matrices, then vectors
-    assert seen == pytest.approx(twice)
+    assert seen == pytest.approx(expected)

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from intramural.core.errors import TrainingError
+from intramural.core.federation import Training
+from intramural.models.steps import make_step
 from intramural.models.tasks import Tokens
 from intramural.models.training import _accumulate, micro_batches, train_round
 from tests.models.builders import Bench, bench, chapters, plan, titles, trained
@@ -231,3 +234,33 @@ def test_a_round_does_not_depend_on_the_global_generator(bert: Path) -> None:
     torch.manual_seed(1)
     trained(config, chapters(16))
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_sgd_steps_to_the_last_bit_as_pytorch_s_optimizer(momentum: float, decay: float) -> None:
+    settings = Training(
+        optimizer="sgd", learning_rate=0.1, local_steps=1, momentum=momentum, weight_decay=decay
+    )
+    generator = torch.Generator().manual_seed(0)
+    ours = [nn.Parameter(torch.randn(s, generator=generator)) for s in ((7, 5), (5,), (3, 7))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    step = make_step(ours, settings)
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [p for p in theirs if p.ndim > 1], "weight_decay": decay},
+            {"params": [p for p in theirs if p.ndim == 1], "weight_decay": 0.0},
+        ],
+        momentum=momentum,
+    )
+    for number, rate in enumerate((0.1, 0.07, 0.03)):
+        for place, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            is_left_out = number == 1 and place == 2  # a round may skip a layer
+            gradient = torch.randn(a.shape, generator=generator)
+            a.grad, b.grad = (None, None) if is_left_out else (gradient, gradient.clone())
+        step(rate)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert all(a.grad is None for a in ours)
