@@ -14,8 +14,8 @@ Both were chosen for plain averaging in a few trials, and for no other rule.
 iid, no privacy, one seed) and prints validation accuracies; `--tuned` then runs the cells without
 privacy at each rule's best.
 
-There are 118 cells, about two hours and a half on two cores: one takes about a minute and a half of one
-processor without privacy (30 sites: three times that) and three with it.
+There are 118 cells, which take two hours and a half of two cores: one takes about a minute and a
+half of one processor without privacy (30 sites: three times that) and three with it.
 
 What is in the JSON file already is not run again; Ctrl-C loses the cells that are under way, and so
 does a failing cell, which the next start tries again.

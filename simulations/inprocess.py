@@ -74,8 +74,5 @@ class InProcessGrid(LocalGrid):
 
 
 def _lend(nbytes: int) -> memoryview:
-    """Return memory for a reply's vector as it is: what Flower sends over a network needs clearing.
-
-    That takes as long as to write it.
-    """
+    """Return memory for a reply's vector, not cleared first: that takes as long as to write it."""
     return np.empty(nbytes, dtype=np.uint8).data
