@@ -242,7 +242,7 @@ def cells() -> dict[str, Callable[..., list[Row]]]:
         1.05,
         alone("w3", "inprocess", "--per-round", "100"),
         alone("w3", "inprocess", "--per-round", "10", times=10),
-        ("100", "10"),
+        ("100", "10, in ten times the rounds"),
     )
     found["memory w1 population"] = partial(
         peak_rows,
