@@ -20,8 +20,10 @@ from tests.simulations.test_pool import ask, firsts, orders, pids, pool, told
 
 WAIT_S = 20.0
 SCRIPT = """
+import signal
 from tests.simulations.test_pool import orders, pool
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 with pool(4, 1) as grid:
     list(grid.send_and_receive(orders((1, 2))))
     ids = list(grid.push_messages(orders((1, 2, 3, 4), sleep_s=60.0)))
