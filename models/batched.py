@@ -5,6 +5,7 @@ are mostly the time it takes to start an operation.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from intramural.core.errors import TrainingError
 from intramural.core.layout import Vector
-from intramural.models.batched_factored import FactoredSteps
+from intramural.models.batched_factored import FactoredSteps, pays
 from intramural.models.batched_fit import fit_of
 from intramural.models.batched_losses import (
     BatchedLosses,
@@ -136,46 +137,60 @@ def _train(
     tokens, offsets = merged([job.tokens for job in jobs])
     index, weights = _batches(jobs, offsets, steps)
     weights = weights.to(loaded.device)
+    batches = (losses.batch(tokens, rows) for rows in index)
+    first = next(batches)
+    size, settings = loaded.exchange.layout.size, plan.training
+    walk: FactoredSteps | _StackedSteps
+    if pays(losses, settings, first, weights[0], steps=steps, size=size):
+        walk = FactoredSteps(loaded, losses, start, clients=len(jobs))
+    else:
+        walk = _StackedSteps(losses, Stack(loaded, start, clients=len(jobs), settings=settings))
     means: list[Tensor] = []
-    factored, stack = FactoredSteps(loaded, losses, start), None
-    for step in range(steps):
+    for step, batch in enumerate(chain([first], batches)):
         progress = (plan.round - 1 + step / steps) / plan.rounds
-        rate = learning_rate(plan.training, progress)
-        batch = losses.batch(tokens, index[step])
-        if step == 0 and not factored.pays(plan.training, batch, weights[0], steps=steps):
-            stack = Stack(loaded, start, clients=len(jobs), settings=plan.training)
-        if stack is None:
-            means.append(factored.step(batch, weights[step], rate=rate))
-        else:
-            means.append(_backward(losses, stack, batch, weights[step], first=step == 0))
-            stack.step(rate)
-    deltas = factored.deltas(len(jobs)) if stack is None else stack.deltas()
+        means.append(walk.step(batch, weights[step], rate=learning_rate(settings, progress)))
     values = torch.stack(means).double().cpu().numpy().T
     return [
         (delta, float(own.mean())) if np.isfinite(own).all() else _not_finite(own, plan)
-        for delta, own in zip(deltas, values, strict=True)
+        for delta, own in zip(walk.deltas(), values, strict=True)
     ]
 
 
-def _backward(
-    losses: BatchedLosses, stack: Stack, batch: Batch, weights: Tensor, *, first: bool
-) -> Tensor:
-    """Write each client's gradient to the stack; return the means of losses, shape (clients,)."""
-    parameters = stack.parameters
-    if losses.layers is None:
-        means = losses.many(parameters, batch, weights)
-        means.sum().backward()  # type: ignore[no-untyped-call]  # clients share nothing trained
-        return means.detach()
-    # autograd would leave a weight's gradient as (in, out) in memory; to turn it takes a pass
-    used = stack.start if first else parameters
-    means, factors = losses.factors(used, batch, weights, shared=first)
-    for layer, (inputs, outputs) in factors.items():
-        weight, bias = losses.layers[layer]
-        if weight is not None:
-            parameters[weight].grad = torch.bmm(outputs.mT, inputs)
-        if bias is not None:
-            parameters[bias].grad = outputs.sum(1)
-    return means
+class _StackedSteps:
+    """Steps of clients that each have their parameters on a stack."""
+
+    def __init__(self, losses: BatchedLosses, stack: Stack) -> None:
+        self._losses, self._stack = losses, stack
+        self._is_first = True
+
+    def step(self, batch: Batch, weights: Tensor, *, rate: float) -> Tensor:
+        """Step each client by its gradient; return the means of losses, shape (clients,)."""
+        means = self._backward(batch, weights)
+        self._stack.step(rate)
+        self._is_first = False
+        return means
+
+    def deltas(self) -> list[Vector]:
+        """Return each client's parameters less the start."""
+        return self._stack.deltas()
+
+    def _backward(self, batch: Batch, weights: Tensor) -> Tensor:
+        """Write each client's gradient to the stack; return the means of losses."""
+        losses, parameters, first = self._losses, self._stack.parameters, self._is_first
+        if losses.layers is None:
+            means = losses.many(parameters, batch, weights)
+            means.sum().backward()  # type: ignore[no-untyped-call]  # clients share nothing trained
+            return means.detach()
+        # autograd would leave a weight's gradient as (in, out) in memory; to turn it takes a pass
+        used = self._stack.start if first else parameters
+        means, factors = losses.factors(used, batch, weights, shared=first)
+        for layer, (inputs, outputs) in factors.items():
+            weight, bias = losses.layers[layer]
+            if weight is not None:
+                parameters[weight].grad = torch.bmm(outputs.mT, inputs)
+            if bias is not None:
+                parameters[bias].grad = outputs.sum(1)
+        return means
 
 
 def _batches(jobs: Sequence[Job], offsets: Index, steps: int) -> tuple[Index, Tensor]:

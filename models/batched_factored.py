@@ -17,40 +17,53 @@ from intramural.core.federation import Training
 from intramural.core.layout import Vector
 from intramural.models.batched_losses import BatchedLosses, Factors
 from intramural.models.loading import Loaded
-from intramural.models.stacked import written_deltas
+from intramural.models.stacked import tensors_of, written_deltas
 from intramural.models.tasks import Batch
+
+
+def pays(
+    losses: BatchedLosses,
+    training: Training,
+    batch: Batch,
+    weights: Tensor,
+    *,
+    steps: int,
+    size: int,
+) -> bool:
+    """Return whether so many steps on such batches are plain ones, and cheaper as factors.
+
+    The last step multiplies with the rows of all before; a stack, with each client's weights.
+    Measured on a perceptron, the two are even between half as many numbers and as many.
+
+    Args:
+        losses: Of the model; its own parameters do to find shapes.
+        training: Says how steps are made.
+        batch: A step's.
+        weights: Of the batch's rows.
+        steps: How many.
+        size: Number of parameters that are trained.
+    """
+    settings = (training.momentum, training.weight_decay, training.gradient_clip or 0.0)
+    if training.optimizer != "sgd" or any(settings) or losses.layers is None:
+        return False
+    rows = (
+        steps * prod(shape[:-1]) * (layer.in_features + layer.out_features)
+        for layer, shape in losses.output_shapes({}, batch, weights, shared=True).items()
+    )
+    return 2 * sum(rows) <= size
 
 
 class FactoredSteps:
     """Some clients' parameters: what all began with, and how far each has moved, as factors."""
 
-    def __init__(self, loaded: Loaded, losses: BatchedLosses, start: Vector) -> None:
+    def __init__(
+        self, loaded: Loaded, losses: BatchedLosses, start: Vector, *, clients: int
+    ) -> None:
         """Begin at `start`, shape `(exchange.layout.size,)`."""
-        exchange = loaded.exchange
-        self._losses = losses
-        self._layout = exchange.layout
-        views = exchange.layout.unflatten(start)
-        self._start = {
-            name: torch.tensor(views[name], device=parameter.device, dtype=parameter.dtype)
-            for name, parameter in exchange.parameters.items()
-        }
+        self._losses, self._clients = losses, clients
+        self._layout = loaded.exchange.layout
+        self._start = tensors_of(loaded, start)
         self._moved: Factors = {}
-
-    def pays(self, training: Training, batch: Batch, weights: Tensor, *, steps: int) -> bool:
-        """Return whether so many steps on such batches are plain ones, and cheaper like this.
-
-        The last step multiplies with the rows of all before; a stack, with each client's weights.
-        Measured on a perceptron, the two are even between half as many numbers and as many.
-        """
-        settings = (training.momentum, training.weight_decay, training.gradient_clip or 0.0)
-        if training.optimizer != "sgd" or any(settings) or self._losses.layers is None:
-            return False
-        shapes = self._losses.output_shapes(self._start, batch, weights, shared=True)
-        rows = (
-            steps * prod(shape[:-1]) * (layer.in_features + layer.out_features)
-            for layer, shape in shapes.items()
-        )
-        return 2 * sum(rows) <= self._layout.size
 
     def step(self, batch: Batch, weights: Tensor, *, rate: float) -> Tensor:
         """Move each client by the gradient of its weighted sum; return the sums, (clients,)."""
@@ -66,7 +79,7 @@ class FactoredSteps:
         return sums
 
     @torch.no_grad()
-    def deltas(self, clients: int) -> list[Vector]:
+    def deltas(self) -> list[Vector]:
         """Return each client's parameters less the start."""
         assert self._losses.layers is not None
         moved: dict[str, tuple[Tensor, Tensor | None]] = {}
@@ -89,4 +102,4 @@ class FactoredSteps:
             else:
                 out.copy_(torch.bmm(outputs.mT, inputs).neg_())
 
-        return written_deltas(self._layout, clients, write)
+        return written_deltas(self._layout, self._clients, write)

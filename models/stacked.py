@@ -25,16 +25,14 @@ class Stack:
         exchange = loaded.exchange
         self._layout, self._start, self._clients = exchange.layout, start, clients
         self._gradient_clip = settings.gradient_clip
-        self.start: dict[str, Tensor] = {}
+        self.start = tensors_of(loaded, start)
         """What all clients have before the first step: one tensor a name, without clients."""
         self.parameters: dict[str, Tensor] = {}
         # by the shapes of one client: a stacked bias must not pass for a matrix
         self._optimizer = make_optimizer(list(exchange.parameters.values()), settings)
         stacked = {}
-        views = exchange.layout.unflatten(start)
         for name, parameter in exchange.parameters.items():
-            one = torch.tensor(views[name], device=parameter.device, dtype=parameter.dtype)
-            self.start[name] = one
+            one = self.start[name]
             many = one.expand(clients, *one.shape).contiguous().requires_grad_()
             self.parameters[name] = stacked[parameter] = many
         for group in self._optimizer.param_groups:
@@ -74,6 +72,15 @@ class Stack:
             torch.sub(now, torch.tensor(start[name]), out=out)
 
         return written_deltas(self._layout, self._clients, write)
+
+
+def tensors_of(loaded: Loaded, vector: Vector) -> dict[str, Tensor]:
+    """Return a vector's parameters by name, as tensors of their own beside the model's."""
+    views = loaded.exchange.layout.unflatten(vector)
+    return {
+        name: torch.tensor(views[name], device=parameter.device, dtype=parameter.dtype)
+        for name, parameter in loaded.exchange.parameters.items()
+    }
 
 
 def written_deltas(

@@ -6,25 +6,30 @@ import numpy as np
 import pytest
 import torch
 
-from intramural.core.errors import TrainingError
 from intramural.core.federation import Training
-from intramural.core.layout import Vector
 from intramural.models import batched
 from intramural.models.batched import train_jobs
-from intramural.models.batched_factored import FactoredSteps
+from intramural.models.batched_factored import pays
 from intramural.models.batched_fit import fit_of
 from intramural.models.exchange import Exchange
 from intramural.models.loading import Loaded
 from intramural.models.tasks import Task
-from tests.models.batched_builders import SPOILT, clients, model_of, start_of
-from tests.models.test_batched import SIZES, alone, assert_equal, config_of, jobs_of
+from tests.models.batched_builders import clients, model_of, start_of
+from tests.models.test_batched import (
+    SIZES,
+    alone,
+    assert_equal,
+    check_spoilt_client,
+    config_of,
+    jobs_of,
+)
 from tests.tiny import LABELS, Json
 
 
 @pytest.fixture
 def no_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the factors whether they pay or not, and fail where a stack is made."""
-    monkeypatch.setattr(FactoredSteps, "pays", lambda *_, **__: True)
+    monkeypatch.setattr(batched, "pays", lambda *_, **__: True)
     monkeypatch.delattr(batched, "Stack")
 
 
@@ -61,46 +66,34 @@ def test_what_is_frozen_stays(bert: Path, names: set[str]) -> None:
 
 @pytest.mark.usefixtures("no_stack")
 def test_a_client_whose_loss_is_not_finite_spoils_no_other(bert: Path) -> None:
-    loaded, task = model_of("mlp", bert)
-    tokens = clients("mlp", task, [8, 8, 8])
-    tokens[1].inputs[3] = np.full(6, SPOILT, dtype=np.int32)
-    jobs = jobs_of(config_of(bert, local_steps=2), tokens)
-    start = start_of(loaded)
-    first, spoilt, last = train_jobs(loaded, task, jobs, start)
-    assert isinstance(spoilt, TrainingError)
-    for got, job in ((first, jobs[0]), (last, jobs[2])):
-        assert_equal(got, alone(loaded, task, job, start))
+    check_spoilt_client(config_of(bert, local_steps=2))
 
 
-def pays(
-    loaded: Loaded, task: Task, start: Vector, *, rows: int, steps: int, **settings: object
-) -> bool:
+def paid(loaded: Loaded, task: Task, *, rows: int, steps: int, **settings: object) -> bool:
     training = Training.model_validate(
         {"learning_rate": 0.1, "local_steps": steps, "optimizer": "sgd"} | settings
     )
     losses = fit_of(loaded, task, training, length=6)
     tokens = clients("mlp", task, [rows])[0]
-    batch = losses.batch(tokens, np.arange(rows)[None])
-    return FactoredSteps(loaded, losses, start).pays(
-        training, batch, torch.full((1, rows), 1 / rows), steps=steps
-    )
+    batch, weights = losses.batch(tokens, np.arange(rows)[None]), torch.full((1, rows), 1 / rows)
+    size = loaded.exchange.layout.size
+    return pays(losses, training, batch, weights, steps=steps, size=size)
 
 
 def test_few_plain_steps_on_few_rows_alone_are_kept_as_factors(bert: Path) -> None:
     loaded, task = model_of("mlp", bert)
-    start = start_of(loaded)
     # layers of 6 x 8 and 8 x labels: what a row is multiplied with, and the model's numbers
     row, size = 6 + 8 + 8 + len(LABELS), 6 * 8 + 8 + 8 * len(LABELS)
     assert size // (2 * row) == 1
-    assert pays(loaded, task, start, rows=1, steps=1)
-    assert not pays(loaded, task, start, rows=1, steps=2)
-    assert not pays(loaded, task, start, rows=2, steps=1)
+    assert paid(loaded, task, rows=1, steps=1)
+    assert not paid(loaded, task, rows=1, steps=2)
+    assert not paid(loaded, task, rows=2, steps=1)
     for other in (
         {"momentum": 0.9},
         {"weight_decay": 0.1},
         {"gradient_clip": 1.0},
         {"optimizer": "adamw"},
     ):
-        assert not pays(loaded, task, start, rows=1, steps=1, **other)
+        assert not paid(loaded, task, rows=1, steps=1, **other)
     bag, task = model_of("bag", bert)  # an embedding is trained, too
-    assert not pays(bag, task, start_of(bag), rows=1, steps=1)
+    assert not paid(bag, task, rows=1, steps=1)
