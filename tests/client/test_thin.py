@@ -260,8 +260,9 @@ def test_what_breaks_in_the_worker_is_told_by_its_kind_alone(
 def test_no_thread_or_descriptor_is_left_behind(shared: tuple[Process, str]) -> None:
     ask(shared[1], "", LETTER)
     before = threading.active_count(), len(os.listdir("/proc/self/fd"))
-    for _ in range(20):
+    for _ in range(40):
         ask(shared[1], "", LETTER)
     after = threading.active_count(), len(os.listdir("/proc/self/fd"))
-    assert after[0] <= before[0] + 2
-    assert after[1] <= before[1] + 2
+    # What a letter leaves would be here 40 times; gRPC itself opens a few more when it pleases.
+    assert after[0] <= before[0] + 20
+    assert after[1] <= before[1] + 20
