@@ -98,11 +98,14 @@ def agent_for(context: Context) -> "SiteAgent":
         # here: it imports torch, which takes seconds
         from intramural.client.simulated import simulated_agent
 
-        _agents[key] = simulated_agent(Path(str(folder)), number, sites, _federation(manifest))
+        _agents[key] = simulated_agent(_path(str(folder)), number, sites, _federation(manifest))
         while len(_agents) > AGENTS_MAX:
             _agents.popitem(last=False)
     _agents.move_to_end(key)
     return _agents[key]
+
+
+_path = lru_cache(maxsize=4)(Path)
 
 
 @lru_cache(maxsize=4)

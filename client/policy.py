@@ -114,9 +114,11 @@ def check_records(policy: SitePolicy, count: int) -> None:
 def is_open(hours: tuple[str, ...], now: datetime) -> bool:
     """Return whether a moment lies in one of the spans of local time; no span means always."""
     assert now.tzinfo is not None, "a naive time would be taken for local, whatever it was"
+    if not hours:
+        return True
     local = now.astimezone()
     minute = local.hour * 60 + local.minute
-    return not hours or any(_holds(span, minute) for span in hours)
+    return any(_holds(span, minute) for span in hours)
 
 
 def bytes_a_round(

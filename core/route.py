@@ -105,7 +105,11 @@ def uplink(federation: FederationConfig, down: Layout, *, round: int) -> Layout:
 
     `down` itself, where that is all of it.
     """
-    part = _part_in_turn(down, trained_factor(federation.strategy.rule, round))
+    rule = federation.strategy.rule
+    turn = trained_factor(rule, round)
+    if turn is None and rule not in RESIDUAL_RULES and rule not in CONTROL_RULES:
+        return down
+    part = _part_in_turn(down, turn)
     return down if part is None else part
 
 

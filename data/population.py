@@ -62,8 +62,7 @@ class Population:
             self.sites: int = facts["sites"]
             self._draw = Draw(**facts["draw"]) if facts["draw"] else None
             if self._draw is None:
-                self._starts = np.load(folder / STARTS, mmap_mode="r")
-                self._rows = np.load(folder / ROWS, mmap_mode="r")
+                self._starts, self._rows = _array(folder / STARTS), _array(folder / ROWS)
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise DataError(
                 f"{folder}: holds no whole population ({type(error).__name__}); deal it anew"
@@ -120,8 +119,7 @@ class Population:
             )
             sides = np.fromiter(found, dtype=np.int8, count=len(self))
             _write_beside(path, lambda sink: sink.write(_npy(sides)))
-        kept: NDArray[np.int8] = np.load(path, mmap_mode="r")
-        return kept
+        return _array(path)
 
     def tokens(self, key: str, make: Callable[[Sequence[Record]], Iterable[Pair]]) -> "TokenTable":
         """Return all records' tokens, from the file of that name; it is made if it is not there.
@@ -243,6 +241,12 @@ def _npy(array: NDArray[Any]) -> bytes:
     content = BytesIO()
     np.save(content, array)
     return content.getvalue()
+
+
+def _array(path: Path) -> NDArray[Any]:
+    """Return a memory-mapped array, plain: a `memmap` answers to an index in Python, slowly."""
+    mapped: NDArray[Any] = np.load(path, mmap_mode="r").view(np.ndarray)
+    return mapped
 
 
 def _mapped(path: Path) -> Any:

@@ -46,6 +46,8 @@ class Exchange:
         self.is_plain = self.layout.entries == trained.entries
         """The vector is the trained parameters, whole, and nothing else."""
         self._frozen = frozen
+        self._held: dict[str, tuple[int, Array]] = {}
+        """Address and memory of parameters: to ask PyTorch for it takes longer than to copy few."""
         self._own_start = self.read_own()
 
     def read(self) -> Vector:
@@ -125,12 +127,12 @@ class Exchange:
     @torch.no_grad()
     def _write(self, views: Mapping[str, Array]) -> None:
         for name, parameter in self.parameters.items():
-            values = views[name]
+            values, memory = views[name], self._memory(name)
             if values.shape != parameter.shape:
                 values = values[_corner(tuple(parameter.shape))]
-            if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
+            if memory is not None:
                 # torch.from_numpy warns about read-only memory; NumPy copies without a word
-                np.copyto(parameter.detach().numpy(), values)
+                np.copyto(memory, values)
             else:
                 parameter.copy_(torch.tensor(values))
 
@@ -145,8 +147,22 @@ class Exchange:
         return {n: views[CONTROL + n] for n in self.parameters if CONTROL + n in views}
 
     def _values(self, name: str) -> Array:
-        values: Array = self.parameters[name].detach().to("cpu", torch.float32).numpy()
-        return values
+        """Return a parameter's numbers, in its own memory or copied from where they are."""
+        memory = self._memory(name)
+        if memory is None:
+            memory = self.parameters[name].detach().to("cpu", torch.float32).numpy()
+        return memory
+
+    def _memory(self, name: str) -> Array | None:
+        """Return a parameter's own memory, or None: NumPy cannot have it as float32."""
+        parameter = self.parameters[name]
+        at, memory = self._held.get(name, (0, None))
+        if memory is None or parameter.data_ptr() != at:  # `.to` and `.data` give it another
+            if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+                return None
+            memory = parameter.detach().numpy()
+            self._held[name] = parameter.data_ptr(), memory  # which stays its own while it is here
+        return memory
 
 
 def _corner(shape: tuple[int, ...]) -> tuple[slice, ...]:

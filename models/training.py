@@ -107,7 +107,8 @@ def train_round(
     model, settings = loaded.model, plan.training
     steps = plan.steps(len(tokens))
     losses: list[Tensor] = []
-    model.train()  # always: a PEFT model says it trains while its base still does not
+    if not all(module.training for module in model.modules()):
+        model.train()  # not by its own word: a PEFT model trains while its base still does not
     drawing = dropout_from(derive_seed(plan.seed, "dropout", plan.round, plan.site), loaded.device)
     with drawing, trained_alone(loaded, plan.factor) as trained:
         parameters = list(trained.values())
@@ -120,7 +121,7 @@ def train_round(
                 torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
             correct()
             optimizer_step(learning_rate(settings, progress))
-    values = torch.stack(losses).tolist()
+    values = [sum(rows) / len(rows) for rows in (step.tolist() for step in losses)]
     for step, value in enumerate(values, start=1):
         if not isfinite(value):
             raise TrainingError(
@@ -155,8 +156,8 @@ def trained_alone(loaded: Loaded, factor: Factor | None) -> Iterator[dict[str, n
 def _accumulate(
     loaded: Loaded, task: Task, tokens: Tokens, batch: Indices, plan: RoundPlan
 ) -> Tensor:
-    """Add the batch's mean gradient, micro-batch by micro-batch; return the mean loss."""
-    total: Tensor | None = None
+    """Add the batch's mean gradient, micro-batch by micro-batch; return each row's loss."""
+    rows_losses: list[Tensor] = []
     waste_max = PADDING_MAX.get(loaded.device.type, PADDING_MAX_ELSEWHERE)
     if not task.padded:
         waste_max = sys.maxsize
@@ -164,12 +165,29 @@ def _accumulate(
         part = to_device(task.pad(tokens, rows), loaded.device)
         with precision(plan.training, loaded.device):
             losses = task.losses(loaded.model, part)
-            whole = len(rows) == len(batch)
-            loss = losses.mean() if whole else losses.sum() / len(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total = loss.detach() if total is None else total + loss.detach()
-    assert total is not None, "a batch has rows"
-    return total
+        # Weights, and no mean on the way: that would be two more operations.
+        add_gradients(losses, torch.full_like(losses, 1 / len(batch)))
+        rows_losses.append(losses.detach())
+    return torch.cat(rows_losses) if len(rows_losses) > 1 else rows_losses[0]
+
+
+def add_gradients(losses: Tensor, weights: Tensor) -> None:
+    """Do what `losses.backward(weights)` does: add the gradients of the weighted sum of losses.
+
+    Straight by PyTorch's engine, as `torch.autograd.backward` calls it (PyTorch 2.4 to 2.13, at
+    least): what that looks at before takes as long as a small model's forward pass.
+
+    Args:
+        losses: What to differentiate, shape `(rows,)`.
+        weights: Of each loss, of the same shape, type and device.
+    """
+    engine = torch.autograd.Variable._execution_engine
+    engine.run_backward(
+        *((losses,), (weights,)),
+        *(False, False, ()),  # neither keep the graph nor make one; for all parameters
+        allow_unreachable=True,
+        accumulate_grad=True,
+    )
 
 
 def micro_batches(
@@ -222,6 +240,8 @@ def precision(training: Training, device: torch.device) -> AbstractContextManage
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch on the device."""
+    if device.type == "cpu":  # where batches are made
+        return batch
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
@@ -230,9 +250,12 @@ def dropout_from(seed: int, device: torch.device) -> Iterator[None]:
     """Let dropout draw from a seed; torch's own generators are then as they were.
 
     Not by `torch.manual_seed`: for each kind of accelerator that is not there it keeps a stack
-    trace, which costs a millisecond a round of a small model.
+    trace, which costs a millisecond a round of a small model; nor by `fork_rng`, which looks for
+    accelerators too.
     """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    before = torch.get_rng_state()
+    before_cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -240,6 +263,10 @@ def dropout_from(seed: int, device: torch.device) -> Iterator[None]:
         elif device.type == "mps":
             torch.mps.manual_seed(seed)
         yield
+    finally:
+        torch.set_rng_state(before)
+        if before_cuda is not None:
+            torch.cuda.set_rng_state(before_cuda, device)
 
 
 def use_threads(count: int) -> None:

@@ -136,6 +136,8 @@ class Asking:
 
         Nodes are looked for as before a round: a new one may be whom this round needs.
         """
+        if not self._is_buffered:
+            return ()
         state, now_s = self._standing(), self._setting.clock()
         collects = state.phase is Phase.TRAIN and len(state.counted) < self._setting.rules.buffer
         is_silent = state.flights and all(now_s >= flight.until_s for flight in state.flights)

@@ -132,11 +132,13 @@ def _answer(state: State, event: Answer) -> Outcome:
         return state, (Ignore(site=event.site, reason="not-asked"),)
     if event.site in state.answered:
         return state, (Ignore(site=event.site, reason="duplicate"),)
-    after = replace(state, answered=state.answered | {event.site})
+    site = {event.site}
+    answered, counted, excused = state.answered | site, state.counted, state.excused
     if not event.good:
-        excused = {event.site} if event.excused else set()
-        return replace(after, excused=after.excused | excused), ()
-    return replace(after, counted=after.counted | {event.site}), (Count(site=event.site),)
+        excused = excused | site if event.excused else excused
+        return replace(state, answered=answered, excused=excused), ()
+    after = replace(state, answered=answered, counted=counted | site)
+    return after, (Count(site=event.site),)
 
 
 def _landed(rules: Rules, state: State, event: Answer) -> Outcome:

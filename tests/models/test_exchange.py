@@ -41,6 +41,21 @@ def test_names_and_places_are_those_of_the_layout() -> None:
     np.testing.assert_array_equal(bias.detach().numpy(), [12])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_parameter_that_was_given_other_memory_is_read_and_written_there(
+    dtype: torch.dtype,
+) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    exchange = Exchange({"weight": weight})
+    exchange.write(np.array([3.0, 4.0], dtype=np.float32))
+    before = weight.data
+    weight.data = torch.tensor([5.0, 6.0], dtype=dtype)  # as `.to` another device or type does
+    np.testing.assert_array_equal(exchange.read(), [5, 6])
+    exchange.write(np.array([7.0, 8.0], dtype=np.float32))
+    assert weight.tolist() == [7, 8]
+    assert before.tolist() == [3, 4]
+
+
 def test_half_precision_weights_travel_as_float32() -> None:
     weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
     exchange = Exchange({"weight": weight})

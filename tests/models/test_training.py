@@ -14,7 +14,7 @@ from intramural.core.errors import TrainingError
 from intramural.core.federation import Training
 from intramural.models.steps import make_step
 from intramural.models.tasks import Tokens
-from intramural.models.training import _accumulate, micro_batches, train_round
+from intramural.models.training import _accumulate, add_gradients, micro_batches, train_round
 from tests.models.builders import Bench, bench, chapters, plan, titles, trained
 from tests.tiny import Json, federation, generation
 
@@ -54,10 +54,10 @@ def test_micro_batches_gradients_add_up_to_the_batch_s(
     whole = on.task.losses(on.model, on.task.pad(on.tokens, batch)).mean()
     whole.backward()  # type: ignore[no-untyped-call]
     expected = on.gradient()
-    loss = _accumulate(on.loaded, on.task, on.tokens, batch, plan(config, micro_batch=rows_max))
+    losses = _accumulate(on.loaded, on.task, on.tokens, batch, plan(config, micro_batch=rows_max))
     for ours, theirs in zip(on.gradient(), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-    torch.testing.assert_close(loss, whole.detach())
+    torch.testing.assert_close(losses.mean(), whole.detach())
 
 
 def by_hand(on: Bench, optimizer: torch.optim.Optimizer, *, clip: float | None = None) -> None:
@@ -264,3 +264,18 @@ def test_sgd_steps_to_the_last_bit_as_pytorch_s_optimizer(momentum: float, decay
         optimizer.step()
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
         assert all(a.grad is None for a in ours)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_gradients_are_pytorch_s_own_and_add_up(twice: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(5, 3, generator=generator)
+    weights = torch.rand(5, generator=generator)
+    ours, theirs = (nn.Linear(3, 1) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    for _ in range(1 + twice):
+        add_gradients(ours(inputs).squeeze(1).square(), weights)
+        theirs(inputs).squeeze(1).square().backward(weights)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert mine.grad is not None
+        assert torch.equal(mine.grad, other.grad)  # type: ignore[arg-type]
