@@ -14,7 +14,13 @@ from intramural.core.errors import TrainingError
 from intramural.core.federation import Training
 from intramural.models.steps import make_step
 from intramural.models.tasks import Tokens
-from intramural.models.training import _accumulate, add_gradients, micro_batches, train_round
+from intramural.models.training import (
+    _accumulate,
+    add_gradients,
+    dropout_from,
+    micro_batches,
+    train_round,
+)
 from tests.models.builders import Bench, bench, chapters, plan, titles, trained
 from tests.tiny import Json, federation, generation
 
@@ -279,3 +285,15 @@ def test_gradients_are_pytorch_s_own_and_add_up(twice: bool) -> None:
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert mine.grad is not None
         assert torch.equal(mine.grad, other.grad)  # type: ignore[arg-type]
+
+
+def test_dropout_draws_from_its_seed_and_leaves_pytorch_s_generator_as_it_was() -> None:
+    torch.manual_seed(1)
+    before, cpu = torch.get_rng_state(), torch.device("cpu")
+    with dropout_from(7, cpu):
+        first = torch.rand(3)
+    with pytest.raises(KeyError), dropout_from(7, cpu):
+        again = torch.rand(3)
+        raise KeyError
+    assert torch.equal(first, again)
+    assert torch.equal(torch.get_rng_state(), before)
