@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,12 @@ def _remove_old(folder: Path) -> None:
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
+@cache
+def _beside() -> ThreadPoolExecutor:
+    """Return the thread that hashes; to start one takes longer than to hash a small model."""
+    return ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) -> str:
     """Write a checkpoint beside the last two, and return the vector's digest.
 
@@ -89,13 +96,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) 
         for left_over in folder.glob("*.partial"):  # by a run that was killed while it wrote
             left_over.unlink()
         _remove_old(folder)
-        with ThreadPoolExecutor(1) as beside:
-            hashed = beside.submit(digest_vector, checkpoint.vector)
-            save_file({"vector": checkpoint.vector, **named}, partial)
-            if sync:
-                with open(partial, "rb") as file:
-                    os.fsync(file.fileno())
-            vector = hashed.result()
+        hashed = _beside().submit(digest_vector, checkpoint.vector)
+        save_file({"vector": checkpoint.vector, **named}, partial)
+        if sync:
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+        vector = hashed.result()
         os.replace(partial, arrays_path)
         if sync:
             sync_folder(folder)

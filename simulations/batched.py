@@ -7,9 +7,8 @@ left out. Other messages go the usual way.
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
-from flwr.app import Message, MessageType
+from flwr.app import Message, MessageType, RecordDict
 
 from intramural.client.agent import SiteAgent
 from intramural.client.app import agent_for
@@ -17,15 +16,13 @@ from intramural.client.refusals import refusal_of
 from intramural.client.together import Results, answer_together
 from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
+from intramural.core.layout import Layout, Vector
 from intramural.core.letter import read_request
 from intramural.core.messages import Reply, TrainRequest
 from intramural.core.wire import encode, to_letter
 from intramural.models.job import Job
 from intramural.models.resident import Resident, resident_model
 from intramural.simulations.inprocess import InProcessGrid
-
-if TYPE_CHECKING:
-    from intramural.core.layout import Vector
 
 TOGETHER_MAX = 50
 """Sites whose updates are held at once."""
@@ -63,6 +60,7 @@ class BatchedGrid(InProcessGrid):
         began_s = time.monotonic()
         asked: list[tuple[int, str, SiteAgent, TrainRequest]] = []
         replies: dict[int, Message] = {}
+        read = _Reader()
         for place, message in enumerate(messages):
             error = self._prevented(message)
             if error is not None:
@@ -70,16 +68,14 @@ class BatchedGrid(InProcessGrid):
                 continue
             answers = None
             try:
-                letter = to_letter(message.content)
-                answers = letter.digest
+                answers = read.digest(message.content)
                 agent = agent_for(self._home.context(message.metadata.dst_node_id))
-                request = read_request(letter, layout=agent.layout)
-                assert isinstance(request, TrainRequest)
+                request = read.request(agent.layout)
             except Exception as problem:  # noqa: BLE001 (as the ClientApp)
                 refused = refusal_of(problem, site="unknown")
                 replies[place] = Message(encode(refused, answers=answers), reply_to=message)
                 continue
-            asked.append((place, letter.digest, agent, request))
+            asked.append((place, answers, agent, request))
         told = _answer([(agent, request) for _, _, agent, request in asked])
         for (place, digest, _, _), answer in zip(asked, told, strict=True):
             content = encode(answer, answers=digest)
@@ -91,6 +87,37 @@ class BatchedGrid(InProcessGrid):
             reply = replies.pop(place)
             self._note(message, reply, worker=0, began_s=begin_s, ended_s=begin_s + share_s)
             yield reply
+
+
+class _Reader:
+    """Reads the letters of a round: its messages share one content, and its sites one layout."""
+
+    def __init__(self) -> None:
+        self._content: RecordDict | None = None
+        self._requests: dict[Layout, TrainRequest] = {}
+
+    def digest(self, content: RecordDict) -> str:
+        """Take a message's content, and return its letter's digest.
+
+        Raises:
+            WireError: It is no letter.
+        """
+        if content is not self._content:
+            self._letter = to_letter(content)
+            self._content, self._digest, self._requests = content, self._letter.digest, {}
+        return self._digest
+
+    def request(self, layout: Layout) -> TrainRequest:
+        """Return what that letter asks for.
+
+        Raises:
+            WireError: It does not fit, or asks for no training.
+        """
+        if layout not in self._requests:
+            request = read_request(self._letter, layout=layout)
+            assert isinstance(request, TrainRequest)
+            self._requests[layout] = request
+        return self._requests[layout]
 
 
 def _answer(asked: list[tuple[SiteAgent, TrainRequest]]) -> list[Reply]:
@@ -106,7 +133,7 @@ def _answer(asked: list[tuple[SiteAgent, TrainRequest]]) -> list[Reply]:
     return answer_together(asked, train=train)
 
 
-def _train(resident: Resident, jobs: list[Job], start: "Vector") -> Results:
+def _train(resident: Resident, jobs: list[Job], start: Vector) -> Results:
     loaded, task = resident.loaded, resident.task
     if jobs and jobs[0].private is not None:
         from intramural.models.batched_private import train_jobs_privately
