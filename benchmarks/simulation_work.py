@@ -204,7 +204,7 @@ class Floor:
     def hold(self, site: str, records: Sequence[Record]) -> None:
         """Tokenise a client's training records, which all fill their `WORDS` tokens."""
         tokens = self.task.tokenise(records)
-        ids = torch.from_numpy(np.stack(tokens.inputs).astype(np.int64))
+        ids = torch.from_numpy(np.array(tokens.inputs, dtype=np.int64))
         self.clients[site] = (ids, torch.tensor([int(t[0]) for t in tokens.targets]))
 
     def run_round(self, sites: list[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Protocol
 from intramural.core.federation import FederationConfig
 from intramural.core.messages import Split
 from intramural.core.site import SiteConfig
-from intramural.data.population import Pair, Population, TokenTable
+from intramural.data.population import Pair, Population, Rows, TokenTable
 from intramural.data.records import Record, Records
 from intramural.data.task_records import read_for_task
 from intramural.models.resident import Resident
@@ -90,9 +90,9 @@ class PopulationSource:
         train = self._population.rows_on(self._number, "train", salt=salt)
         if not len(train):
             return None  # whoever reads the records then hears why they are refused
-        return self._at(resident, train.tolist())
+        return self._at(resident, train)
 
-    def _at(self, resident: Resident, rows: Sequence[int]) -> Tokens:
+    def _at(self, resident: Resident, rows: Sequence[int] | Rows) -> Tokens:
         table = token_table(self._population, resident)
         inputs, targets = table.of(rows)
         return Tokens(inputs=inputs, targets=targets)

@@ -29,9 +29,16 @@ from intramural.data.split import key_of, side_of
 RECORDS, FACTS, STARTS, ROWS = "records.arrow", "population.json", "starts.npy", "rows.npy"
 COLUMNS = ("text", "target", "group", "person")
 BATCH_ROWS = 10_000
+"""Records that are tokenised at a time."""
+CHUNK_BYTES = 1 << 26
+"""Tokens that lie in one piece in the file, at least; where rows are alike, a piece is a matrix."""
+TAKEN_MAX = 1 << 20
+"""Tokens that are copied for a site; more stay where they are, in the file."""
 SPLITS: tuple[Split, ...] = get_args(Split)
 Rows = NDArray[np.int64]
 """Positions of a site's records in the file, ascending, shape `(records,)`."""
+Ids = list[NDArray[np.int32]] | NDArray[np.int32]
+"""Token ids or targets of some records: a row each, or one matrix if they are alike."""
 Pair = tuple[NDArray[np.int32], NDArray[np.int32]]
 """One record's token ids and targets."""
 
@@ -141,6 +148,7 @@ class Population:
 
         def write(sink: Any) -> None:
             with pa.ipc.new_file(sink, schema) as file:
+                held: list[Any] = []
                 for start in range(0, len(self), BATCH_ROWS):
                     part = self._table.slice(start, BATCH_ROWS).select(["text", "target"])
                     records = [
@@ -148,7 +156,11 @@ class Population:
                     ]
                     pairs = list(make(records))
                     arrays = [pa.array([pair[side] for pair in pairs], kind) for side in (0, 1)]
-                    file.write_batch(pa.record_batch(arrays, schema=schema))
+                    held.append(pa.record_batch(arrays, schema=schema))
+                    is_last = start + BATCH_ROWS >= len(self)
+                    if is_last or sum(batch.nbytes for batch in held) >= CHUNK_BYTES:
+                        file.write_table(pa.Table.from_batches(held).combine_chunks())
+                        held = []
 
         _write_beside(path, write)
 
@@ -159,16 +171,37 @@ class TokenTable:
     def __init__(self, path: Path) -> None:
         """Open a file that `Population.tokens` wrote."""
         table = _mapped(path)
-        self._sides = [
-            [_cells(chunk.values.to_numpy(), chunk.offsets.to_numpy()) for chunk in column.chunks]
-            for column in (table.column("inputs"), table.column("targets"))
-        ]
+        self._inputs, self._targets = _Side(table.column("inputs")), _Side(table.column("targets"))
 
-    def of(self, rows: Sequence[int]) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]:
-        """Return the ids and the targets of some rows; the arrays are views, and read-only."""
-        places = [divmod(row, BATCH_ROWS) for row in rows]
-        inputs, targets = ([side[b][i] for b, i in places] for side in self._sides)
-        return inputs, targets
+    def of(self, rows: Sequence[int] | Rows) -> tuple[Ids, Ids]:
+        """Return the ids and the targets of some rows; nobody shall write to them."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        return self._inputs.of(wanted), self._targets.of(wanted)
+
+
+class _Side:
+    """The ids of all records, or their targets, in the pieces of the file."""
+
+    def __init__(self, column: Any) -> None:
+        self._pieces = [
+            _cells(chunk.values.to_numpy(), chunk.offsets.to_numpy()) for chunk in column.chunks
+        ]
+        self._edges = np.cumsum([0, *map(len, column.chunks)])
+
+    def of(self, rows: Rows) -> Ids:
+        """Return some rows: one matrix, which is faster, if they are few, alike, and in a piece."""
+        places = self._edges.searchsorted(rows, side="right") - 1
+        first = int(places[0]) if len(rows) else 0
+        piece = self._pieces[first]
+        if (
+            isinstance(piece, np.ndarray)
+            and len(rows) * piece.shape[1] <= TAKEN_MAX
+            and (places == first).all()
+        ):
+            taken: NDArray[np.int32] = piece.take(rows - self._edges[first], axis=0)
+            return taken
+        offsets = (rows - self._edges[places]).tolist()
+        return [self._pieces[i][row] for i, row in zip(places.tolist(), offsets, strict=True)]
 
 
 def _cells(values: NDArray[np.int32], starts: NDArray[np.int32]) -> "NDArray[np.int32] | _Ragged":

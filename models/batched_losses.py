@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from intramural.core.errors import TrainingError
 from intramural.models.loading import Loaded
-from intramural.models.tasks import Batch, Task, Tokens
+from intramural.models.tasks import Batch, Ids, Task, Tokens
 from intramural.models.training import to_device
 
 Factors = dict[nn.Linear, tuple[Tensor, Tensor]]
@@ -205,12 +205,20 @@ class BatchedLosses(nn.Module):
         return {name: t.view(*index.shape, *t.shape[1:]) for name, t in flat.items()}
 
 
+def end_to_end(parts: Sequence[Ids]) -> Ids:
+    """Return the parts' rows, as one matrix where they are matrices of one width."""
+    matrices = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(matrices) == len(parts) and len({matrix.shape[1] for matrix in matrices}) == 1:
+        return np.concatenate(matrices)
+    return [row for part in parts for row in part]
+
+
 def merged(tokens: Sequence[Tokens]) -> tuple[Tokens, Index]:
     """Return the clients' tokens laid end to end, and where each client's begin."""
     counts = [len(own) for own in tokens]
     whole = Tokens(
-        inputs=[row for own in tokens for row in own.inputs],
-        targets=[row for own in tokens for row in own.targets],
+        inputs=end_to_end([own.inputs for own in tokens]),
+        targets=end_to_end([own.targets for own in tokens]),
     )
     return whole, np.cumsum([0, *counts[:-1]], dtype=np.int64)
 

@@ -14,6 +14,8 @@ from intramural.core.metrics import Sums
 
 BLOCK_MAX = 1 << 20
 """Token ids that a data set of equal lengths keeps as one tensor beside its rows."""
+Ids = list[NDArray[np.int32]] | NDArray[np.int32]
+"""Of each example its own array; or one matrix, a row each, if they are alike."""
 IGNORED = -100
 """Target of a token that no loss counts."""
 
@@ -36,9 +38,9 @@ class PairLike(Protocol):
 class Tokens:
     """A tokenised data set, unpadded."""
 
-    inputs: list[NDArray[np.int32]]
+    inputs: Ids
     """Token ids of each example."""
-    targets: list[NDArray[np.int32]]
+    targets: Ids
     """Each example's targets: one class, or one token id (or `IGNORED`) a position."""
 
     def __len__(self) -> int:
@@ -47,6 +49,8 @@ class Tokens:
     @cached_property
     def block(self) -> NDArray[np.int64] | None:
         """All inputs, int64, shape (examples, length), if they are few and of one length."""
+        if isinstance(self.inputs, np.ndarray):
+            return self.inputs.astype(np.int64) if self.inputs.size <= BLOCK_MAX else None
         lengths = {len(ids) for ids in self.inputs}
         if len(lengths) != 1 or len(self.inputs) * max(lengths) > BLOCK_MAX:
             return None
@@ -55,10 +59,15 @@ class Tokens:
     @cached_property
     def classes(self) -> NDArray[np.int64]:
         """Each example's one target, shape (examples,): its class, where the task has classes."""
+        if isinstance(self.targets, np.ndarray):
+            return self.targets.reshape(-1).astype(np.int64)
         return np.concatenate(self.targets, dtype=np.int64)
 
     def lengths(self) -> NDArray[np.int64]:
         """Return the number of tokens of each example."""
+        if isinstance(self.inputs, np.ndarray):
+            count, length = self.inputs.shape
+            return np.full(count, length, dtype=np.int64)
         return np.array([len(ids) for ids in self.inputs], dtype=np.int64)
 
 

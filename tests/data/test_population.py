@@ -84,6 +84,28 @@ def test_tokens_are_made_once_and_found_by_row(
     assert sum(asked) == 100
 
 
+@pytest.mark.parametrize("most", [10**6, 8])
+@pytest.mark.parametrize("piece_bytes", [1, 10**6])
+def test_tokens_of_alike_records_are_one_matrix_where_they_are_few_and_lie_together(
+    dealt: Population, monkeypatch: pytest.MonkeyPatch, piece_bytes: int, most: int
+) -> None:
+    monkeypatch.setattr(population, "BATCH_ROWS", 7)
+    monkeypatch.setattr(population, "CHUNK_BYTES", piece_bytes)
+    monkeypatch.setattr(population, "TAKEN_MAX", most)
+
+    def make(records: Sequence[Record]) -> Iterator[Pair]:
+        for record in records:
+            number = int(record.text.split()[1])
+            yield np.full(3, number, dtype=np.int32), np.array([-number], dtype=np.int32)
+
+    inputs, targets = dealt.tokens("k", make).of([49, 0, 13])
+    assert [ids.tolist() for ids in inputs] == [[49] * 3, [0] * 3, [13] * 3]
+    assert [t.tolist() for t in targets] == [[-49], [0], [-13]]
+    together = piece_bytes > 1
+    assert isinstance(inputs, np.ndarray) == (together and most > 9)
+    assert isinstance(targets, np.ndarray) == together  # of three numbers, under both bounds
+
+
 @pytest.mark.parametrize("column", ["group", "person", None])
 def test_sides_are_those_of_the_records_split_one_by_one(
     tmp_path: Path, column: str | None

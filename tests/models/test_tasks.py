@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 from intramural.core.metrics import LOSS_SCALE
-from intramural.models.tasks import IGNORED
+from intramural.models.batched_losses import merged
+from intramural.models.tasks import IGNORED, Tokens
 from intramural.models.training import evaluate
 from tests.models.builders import Bench, Pair, bench, chapters, titles
 from tests.tiny import LABELS, federation, generation
@@ -153,3 +154,32 @@ def test_a_response_is_written_greedily_and_without_the_prompt(llama: Path) -> N
 
 def test_no_record_gives_no_tokens(on: Bench) -> None:
     assert len(on.task.tokenise([])) == 0
+
+
+def test_a_matrix_of_tokens_says_what_its_rows_say() -> None:
+    ids = np.arange(12, dtype=np.int32).reshape(4, 3)
+    targets = np.array([[1], [0], [2], [1]], dtype=np.int32)
+    for matrix, rows in (
+        (Tokens(inputs=ids, targets=targets), Tokens(inputs=list(ids), targets=list(targets))),
+        (
+            merged([Tokens(inputs=ids[:1], targets=targets[:1])] * 2)[0],
+            merged([Tokens(inputs=list(ids[:1]), targets=targets[:1])] * 2)[0],
+        ),
+    ):
+        assert len(matrix) == len(rows)
+        assert matrix.block is not None
+        assert rows.block is not None
+        assert matrix.block.dtype == rows.block.dtype == np.int64
+        np.testing.assert_array_equal(matrix.block, rows.block)
+        assert matrix.classes.dtype == rows.classes.dtype == np.int64
+        np.testing.assert_array_equal(matrix.classes, rows.classes)
+        assert matrix.lengths().tolist() == rows.lengths().tolist() == [3] * len(rows)
+
+
+def test_clients_of_different_lengths_are_laid_end_to_end_row_by_row() -> None:
+    parts = [np.zeros((2, 3), dtype=np.int32), np.ones((1, 2), dtype=np.int32)]
+    whole, starts = merged([Tokens(inputs=part, targets=part[:, :1]) for part in parts])
+    assert [row.tolist() for row in whole.inputs] == [[0, 0, 0], [0, 0, 0], [1, 1]]
+    assert whole.classes.tolist() == [0, 0, 1]
+    assert starts.tolist() == [0, 2]
+    assert whole.block is None
