@@ -87,11 +87,11 @@ class FedAvg:
         weight = self.weight_of(update)
         if weight < 1:
             raise AggregationError(f"update weighs {weight!r} records; it must be at least 1")
-        fold.work.add(update.delta, weight * self._discount(fold.round - update.round))
+        fold.work.add(update.delta, weight * self.discount(fold.round - update.round))
         fold.weight += weight
         fold.sites.append(update.site)
 
-    def _discount(self, late: int) -> float:
+    def discount(self, late: int) -> float:
         """Return what an update counts for that started so many rounds ago.
 
         A round that [gate] rolled back counts as one, though it left the arrays as they were.

@@ -1,5 +1,6 @@
 """How far a round's aggregate of LoRA adapters lies from the mean of the sites' own changes."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +11,15 @@ from intramural.core.layout import Layout, Vector
 from intramural.core.messages import Update
 from intramural.core.route import uplink
 from intramural.strategies.fedavg import FedAvg
-from intramural.strategies.lora import Pairs, moved
+from intramural.strategies.lora import Matrix, Pairs, moved
 from intramural.strategies.rule import Fold
 
 PRODUCTS_MAX = 1 << 27
 """Elements of all products together beyond which nothing is measured: a gigabyte for the sum."""
+KEPT_MAX = 1.0
+"""Numbers of the updates that are kept, by those of their products."""
+WHOLE_MAX = float(np.finfo(np.float32).max) ** 2
+"""Square of a norm beyond which no error is told: no float32 array could be the mean."""
 
 
 class AggregationErrorMeter:
@@ -23,8 +28,11 @@ class AggregationErrorMeter:
     dW is a layer's whole change, `residual + scale * B A`: of site k after its training, and dW' of
     the arrays that the rule made. Frobenius norms, in float64. A late update counts with the
     discount that the rule gives it, for what it changes; what a server optimizer, a norm bound or a
-    robust rule makes of updates counts as error. It takes one product of factors for each layer and
-    update, and as much memory as four models of the adapted layers.
+    robust rule makes of updates counts as error.
+
+    Few updates are kept, and their factors multiplied all at once when the round ends. Beyond as
+    many numbers as their products have, each update's products are made and added as it comes:
+    memory is bounded by four models of the adapted layers, whatever the number of sites.
     """
 
     def __init__(self, federation: FederationConfig, layout: Layout) -> None:
@@ -33,8 +41,12 @@ class AggregationErrorMeter:
         self._federation, self._layout = federation, layout
         self._mean = FedAvg.of(federation)
         self._size = self._pairs.products_layout.size
-        self._fold: Fold | None = None
+        self._round = 0
         self._current: Vector | None = None
+        """None: nothing is measured."""
+        self._kept: list[Update] = []
+        self._fold: Fold | None = None
+        """Of the products, once they are made one by one."""
 
     @property
     def applies(self) -> bool:
@@ -43,41 +55,76 @@ class AggregationErrorMeter:
 
     def begin(self, current: Vector, round: int) -> None:
         """Open a round."""
-        if self.applies:
-            self._current = current
-            with np.errstate(over="ignore", invalid="ignore"):  # `add` finds it, and ends measuring
-                products = self._pairs.products(current, {})
-            self._fold = self._mean.begin({}, products, round=round)
+        self._round, self._current = round, current if self.applies else None
+        self._kept, self._fold = [], None
 
     def add(self, update: Update) -> None:
-        """Take an update in that the rule took."""
-        if self._fold is None or self._current is None:
+        """Take an update in that the rule took; its vector is not kept."""
+        if self._current is None:
             return
-        up = uplink(self._federation, self._layout, round=self._fold.round)
-        deltas = up.unflatten(update.delta)
+        if (
+            self._fold is None
+            and (len(self._kept) + 1) * update.delta.size <= KEPT_MAX * self._size
+        ):
+            self._kept.append(replace(update, delta=update.delta.copy()))
+            return
         try:
-            with np.errstate(over="ignore", invalid="ignore"):
-                change = self._pairs.products(self._current, deltas)
-                change -= self._fold.current
-            self._mean.add(self._fold, replace(update, delta=change))
+            for one in (*self._kept, update):
+                self._add_products(one, self._current)
         except AggregationError:  # a robust rule takes updates whose product no sum can hold
-            self._fold = None
+            self._current = None
+        self._kept = []
+
+    def _add_products(self, update: Update, current: Vector) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):  # the sum finds it
+            if self._fold is None:
+                products = self._pairs.products(current, {})
+                self._fold = self._mean.begin({}, products, round=self._round)
+            change = self._pairs.products(current, self._deltas(update))
+            change -= self._fold.current
+        self._mean.add(self._fold, replace(update, delta=change))
+
+    def _deltas(self, update: Update) -> dict[str, Vector]:
+        """Return what an update changed, by parameter."""
+        return uplink(self._federation, self._layout, round=self._round).unflatten(update.delta)
 
     def finish(self, following: Vector) -> float | None:
         """Return the error of the arrays that the rule made; None where there is none to tell."""
-        fold, current, self._fold, self._current = self._fold, self._current, None, None
-        if fold is None or current is None or not fold.sites:
+        current, self._current = self._current, None
+        if current is None or not (self._kept or self._fold):
             return None
-        mean, _ = self._mean.finish(fold)
         off = whole = 0.0
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large is not told of
+            for pair, wanted in zip(self._pairs, self._means(current), strict=True):
+                factor_b, factor_a = (moved(following, slot, None) for slot in (pair.b, pair.a))
+                made = (self._pairs.scale * factor_b) @ factor_a
+                if pair.residual is not None:
+                    wanted = wanted + moved(current, pair.residual, None)  # noqa: PLW2901
+                    made += moved(following, pair.residual, None)
+                made -= wanted
+                off += float(np.square(made, out=made).sum())
+                whole += float(np.square(wanted).sum())
+        self._kept, self._fold = [], None
+        return float(np.sqrt(off / whole)) if 0 < whole <= WHOLE_MAX and off <= WHOLE_MAX else None
+
+    def _means(self, current: Vector) -> Iterator[Matrix]:
+        """Yield each pair's mean product, without the residual, in float64."""
+        if self._fold is not None:
+            mean, _ = self._mean.finish(self._fold)
+            yield from (moved(mean, pair.product, None) for pair in self._pairs)
+            return
+        # In an order that is not that of their arrival: the last bits depend on it.
+        updates = sorted(self._kept, key=lambda update: (update.site, update.round))
+        deltas = [self._deltas(update) for update in updates]
+        weights = [self._mean.weight_of(update) for update in updates]
+        shares = [
+            weight * self._mean.discount(self._round - update.round) / sum(weights)
+            for weight, update in zip(weights, updates, strict=True)
+        ]
         for pair in self._pairs:
-            wanted = moved(mean, pair.product, None)
-            made = self._pairs.scale * (
-                moved(following, pair.b, None) @ moved(following, pair.a, None)
-            )
-            if pair.residual is not None:
-                wanted += moved(current, pair.residual, None)
-                made += moved(following, pair.residual, None)
-            off += float(np.square(made - wanted).sum())
-            whole += float(np.square(wanted).sum())
-        return float(np.sqrt(off / whole)) if whole else None
+            a, b = moved(current, pair.a, None), moved(current, pair.b, None)
+            left, right = [(1 - sum(shares)) * b], [a]
+            for share, delta in zip(shares, deltas, strict=True):
+                left.append(share * moved(current, pair.b, delta.get(pair.b.name)))
+                right.append(moved(current, pair.a, delta.get(pair.a.name)))
+            yield (self._pairs.scale * np.hstack(left)) @ np.vstack(right)

@@ -32,6 +32,13 @@ def told(bench: Bench, *, round_: int = 2, late: int = 0) -> tuple[float, float]
     return by_meter, relative_error(made, wanted)
 
 
+@pytest.fixture(autouse=True, params=[0.0, 1e9, 3.0])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Measure by each update's products, by all factors at once, or by first these, then those."""
+    monkeypatch.setattr(lora_error, "KEPT_MAX", request.param)
+    return float(request.param)
+
+
 @pytest.mark.parametrize("setting", [{"weights": "equal"}, {"weight_cap": 1}])
 def test_it_weighs_sites_as_the_rule_does(setting: dict[str, Any]) -> None:
     by_meter, by_reference = told(Bench("ffa-lora", strategy=setting))
@@ -100,3 +107,34 @@ def test_arrays_too_large_to_multiply_have_no_error_to_tell() -> None:
 def _still(bench: Bench) -> Update:
     (update,) = bench.updates(1)
     return replace(update, delta=np.zeros_like(update.delta))
+
+
+def test_the_order_of_updates_changes_no_bit_of_it() -> None:
+    bench = Bench("fedavg")
+    current, _ = bench.round({}, bench.start(), bench.updates(3))
+    updates = bench.updates(5)
+    following, _ = bench.round({}, current, updates)
+    found = set()
+    for order in (updates, updates[::-1], [updates[i] for i in (2, 0, 4, 1, 3)]):
+        meter = AggregationErrorMeter(bench.config, bench.layout)
+        meter.begin(current, updates[0].round)
+        for update in order:
+            delta = update.delta.copy()
+            meter.add(replace(update, delta=delta))
+            delta[:] = np.nan  # a reply's memory is soon another's
+        found.add(meter.finish(following))
+    assert len(found) == 1
+    assert found.pop() is not None
+
+
+def test_factors_are_kept_as_long_as_they_are_fewer_numbers_than_their_products(
+    kept: float,
+) -> None:
+    bench = Bench("fedavg")
+    meter = AggregationErrorMeter(bench.config, bench.layout)
+    meter.begin(bench.start(), 1)
+    products = (7 * 5 + 4 * 6) * kept
+    for number, update in enumerate(bench.updates(3), start=1):
+        meter.add(update)
+        is_kept = number * update.delta.size <= products
+        assert (len(meter._kept), meter._fold is None) == (number * is_kept, is_kept)
