@@ -148,10 +148,10 @@ def _run_alone(
             digest=digest_vector(start.vector),
             **({JUDGED_BY: holdout.digest} if holdout is not None else {}),
         )
-        setting = _setting(plan, grid, watcher, deployment, first, rule, journal)
-        coordinator = Coordinator(replace(adapt(setting), holdout=holdout), start)
         # what is not needed any more is let go: each of these holds a model's memory, or two
         first = first.without_vector()
+        setting = _setting(plan, grid, watcher, deployment, first, rule, journal)
+        coordinator = Coordinator(replace(adapt(setting), holdout=holdout), start)
         del start, setting, rule
         outcome = coordinator.run()
         del coordinator

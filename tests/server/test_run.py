@@ -2,8 +2,11 @@
 
 import json
 import tomllib
+import weakref
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +15,10 @@ from intramural.core.canonical import digest_vector
 from intramural.core.errors import CheckpointError, ConfigError, Interrupted, ModelError
 from intramural.core.files import exclusive
 from intramural.core.journal import scan
+from intramural.core.layout import Vector
+from intramural.server import run as run_module
 from intramural.server.commits import commits_of
+from intramural.server.export import Beginning, beginning
 from intramural.server.run import plan_from_config
 from intramural.server.watcher import Watcher
 from tests.rounds.runs import final, run
@@ -49,6 +55,29 @@ def test_a_run_leaves_model_report_journal_and_checkpoints(
     kinds = [entry.kind for entry in scan(out / "journal.jsonl").entries]
     assert kinds == ["started", "opened", "committed", "opened", "committed", "finished"]
     assert report["digest"] == digest_vector(final(out))
+
+
+def test_nothing_holds_the_first_vector_after_the_first_round(
+    tmp_path: Path, bert: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    firsts: list[weakref.ref[Vector]] = []
+
+    def noted(*args: Any) -> Beginning:
+        first = beginning(*args)
+        firsts.append(weakref.ref(first.vector))
+        return first
+
+    class Looks(Watcher):
+        held: list[bool]
+
+        def opened(self, round_: int, sites: Sequence[str]) -> None:
+            self.held.append(firsts[0]() is not None)
+
+    monkeypatch.setattr(run_module, "beginning", noted)
+    watcher = Looks()
+    watcher.held = []
+    run(tmp_path / "run", federation(bert, sites={"min": 2}), folder, watcher=watcher)
+    assert watcher.held == [True, False]
 
 
 def test_the_report_has_the_keys_that_machines_read(
