@@ -92,11 +92,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) 
     named = {_STATE + name: np.ascontiguousarray(a) for name, a in checkpoint.state.items()}
     named |= {f"{_START}{round_}": vector for round_, vector in checkpoint.starts.items()}
     try:
+        hashed = _beside().submit(digest_vector, checkpoint.vector)
         folder.mkdir(parents=True, exist_ok=True)
         for left_over in folder.glob("*.partial"):  # by a run that was killed while it wrote
             left_over.unlink()
         _remove_old(folder)
-        hashed = _beside().submit(digest_vector, checkpoint.vector)
         save_file({"vector": checkpoint.vector, **named}, partial)
         if sync:
             with open(partial, "rb") as file:

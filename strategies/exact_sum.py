@@ -143,8 +143,10 @@ class ExactSum:
                 hi = min(lo + CHUNK, stop)
                 self._fold(vector, factor, lo, hi, scratch, np.subtract)
 
-    def mean(self, total_weight: float, *, out: Vector) -> None:
+    def mean(self, total_weight: float, *, out: Vector, plus: Vector | None = None) -> None:
         """Write the sum over `total_weight` into `out`, shape `(size,)`, and start at zero again.
+
+        `plus`: added to the rounded mean, in float32; here it takes no pass of its own.
 
         The sum's memory stays: memory touched for the first time costs as much as adding a vector,
         so a sum is best used again, round after round.
@@ -160,7 +162,10 @@ class ExactSum:
                 whole -= magic
                 values[:] = whole  # the same memory: an integer becomes a float in its place
                 values *= factor
-                out[lo : lo + len(values)] = values
+                written = out[lo : lo + len(values)]
+                written[:] = values
+                if plus is not None:
+                    written += plus[lo : lo + len(values)]
 
         _in_parts(self.size, part)
         self.terms, self._used = 0, 0.0

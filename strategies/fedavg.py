@@ -111,8 +111,12 @@ class FedAvg:
             raise AggregationError("no update to aggregate; lower sites.min or wait for sites")
         state: State = {}
 
+        is_plain = not self.momentum and self.learning_rate == 1.0
+
         def write(step: Vector) -> None:
-            fold.work.mean(fold.weight, out=step)
+            fold.work.mean(fold.weight, out=step, plus=fold.current if is_plain else None)
+            if is_plain:
+                return
             if self.momentum:
                 step += np.float32(self.momentum) * fold.state.get("velocity", np.float32(0))
                 state["velocity"] = step.copy()
