@@ -105,7 +105,10 @@ def agent_for(context: Context) -> "SiteAgent":
     return _agents[key]
 
 
-_path = lru_cache(maxsize=4)(Path)
+@lru_cache(maxsize=4)
+def _path(folder: str) -> Path:
+    """Return the same path each time: one keeps its hash, and others are looked up by it."""
+    return Path(folder)
 
 
 @lru_cache(maxsize=4)

@@ -41,11 +41,10 @@ def simulated_agent(
     Raises:
         ConfigError, DataError: The site's folder, or the population, is not whole.
     """
-    population = _population(folder)
-    if population is None:
+    if not (folder / FACTS).is_file():
         file = folder / simulated_name(number, sites) / "site.toml"
         return SiteAgent(change(load_site(file)), federation, durable=False)
-    source = PopulationSource(population, number, federation)
+    source = PopulationSource(_population(folder), number, federation)
     site = change(population_site(folder, simulated_name(number, sites)))
     return SiteAgent(site, federation, source=source, durable=False)
 
@@ -59,8 +58,8 @@ def population_site(folder: Path, name: str) -> SiteConfig:
 
 
 @lru_cache(maxsize=2)
-def _population(folder: Path) -> Population | None:
-    return Population(folder) if (folder / FACTS).is_file() else None
+def _population(folder: Path) -> Population:
+    return Population(folder)
 
 
 @lru_cache(maxsize=2)

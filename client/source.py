@@ -79,7 +79,7 @@ class PopulationSource:
         return Records(records=self._population.records_of(self._number), skipped={})
 
     def tokens(self, resident: Resident, records: Sequence[Record]) -> Tokens:
-        """Return the records' tokens, as they lie in the population's file."""
+        """Return the records' tokens, from the population's file."""
         return self._at(resident, [record.row for record in records if record.row is not None])
 
     def training_tokens(self, resident: Resident) -> Tokens | None:

@@ -107,7 +107,7 @@ def uplink(federation: FederationConfig, down: Layout, *, round: int) -> Layout:
     """
     rule = federation.strategy.rule
     turn = trained_factor(rule, round)
-    if turn is None and rule not in RESIDUAL_RULES and rule not in CONTROL_RULES:
+    if turn is None and rule not in RESIDUAL_RULES | CONTROL_RULES:  # nothing comes beside
         return down
     part = _part_in_turn(down, turn)
     return down if part is None else part

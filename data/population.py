@@ -23,6 +23,7 @@ from intramural.core.errors import DataError
 from intramural.core.files import write_json
 from intramural.core.messages import Split
 from intramural.core.seeds import generator
+from intramural.core.tokens import Ids
 from intramural.data.records import Record
 from intramural.data.split import key_of, side_of
 
@@ -32,13 +33,11 @@ BATCH_ROWS = 10_000
 """Records that are tokenised at a time."""
 CHUNK_BYTES = 1 << 26
 """Tokens that lie in one piece in the file, at least; where rows are alike, a piece is a matrix."""
-TAKEN_MAX = 1 << 20
-"""Tokens that are copied for a site; more stay where they are, in the file."""
+TAKEN_MAX = 1 << 16
+"""Tokens that are copied for a site, and kept as long as its agent; more stay in the file."""
 SPLITS: tuple[Split, ...] = get_args(Split)
 Rows = NDArray[np.int64]
 """Positions of a site's records in the file, ascending, shape `(records,)`."""
-Ids = list[NDArray[np.int32]] | NDArray[np.int32]
-"""Token ids or targets of some records: a row each, or one matrix if they are alike."""
 Pair = tuple[NDArray[np.int32], NDArray[np.int32]]
 """One record's token ids and targets."""
 

@@ -13,8 +13,9 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from intramural.core.errors import TrainingError
+from intramural.core.tokens import Ids
 from intramural.models.loading import Loaded
-from intramural.models.tasks import Batch, Ids, Task, Tokens
+from intramural.models.tasks import Batch, Task, Tokens
 from intramural.models.training import to_device
 
 Factors = dict[nn.Linear, tuple[Tensor, Tensor]]

@@ -159,6 +159,7 @@ class Exchange:
         at, memory = self._held.get(name, (0, None))
         if memory is None or parameter.data_ptr() != at:  # `.to` and `.data` give it another
             if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+                self._held.pop(name, None)
                 return None
             memory = parameter.detach().numpy()
             self._held[name] = parameter.data_ptr(), memory  # which stays its own while it is here

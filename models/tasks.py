@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from intramural.core.metrics import Sums
+from intramural.core.tokens import Ids
 
 BLOCK_MAX = 1 << 20
 """Token ids that a data set of equal lengths keeps as one tensor beside its rows."""
-Ids = list[NDArray[np.int32]] | NDArray[np.int32]
-"""Of each example its own array; or one matrix, a row each, if they are alike."""
 IGNORED = -100
 """Target of a token that no loss counts."""
 

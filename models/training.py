@@ -23,6 +23,8 @@ from intramural.models.steps import make_step
 from intramural.models.tasks import Batch, Task, Tokens
 
 Indices = list[int]
+_ENGINE: Any = getattr(torch.autograd.Variable, "_execution_engine", None)
+"""PyTorch's engine of gradients; see `add_gradients`."""
 
 PADDING_MAX = {"cpu": 64}
 """Padding tokens that a part of a batch may hold; see `micro_batches`. Measured on MiniLM."""
@@ -175,16 +177,24 @@ def add_gradients(losses: Tensor, weights: Tensor) -> None:
     """Do what `losses.backward(weights)` does: add the gradients of the weighted sum of losses.
 
     Straight by PyTorch's engine, as `torch.autograd.backward` calls it (PyTorch 2.4 to 2.13, at
-    least): what that looks at before takes as long as a small model's forward pass.
+    least): what that looks at before takes as long as a small model's forward pass. It looks for
+    functorch's transforms and tensors of other types, and prepares compiled code; here are none of
+    them. Where PyTorch has no such engine, its own call does.
 
     Args:
         losses: What to differentiate, shape `(rows,)`.
         weights: Of each loss, of the same shape, type and device.
     """
-    engine = torch.autograd.Variable._execution_engine
-    engine.run_backward(
-        *((losses,), (weights,)),
-        *(False, False, ()),  # neither keep the graph nor make one; for all parameters
+    if _ENGINE is None:
+        losses.backward(weights)  # type: ignore[no-untyped-call]
+        return
+    keep_graph, create_graph, inputs = False, False, ()  # no inputs: for all parameters
+    _ENGINE.run_backward(
+        (losses,),
+        (weights,),
+        keep_graph,
+        create_graph,
+        inputs,
         allow_unreachable=True,
         accumulate_grad=True,
     )
@@ -255,6 +265,7 @@ def dropout_from(seed: int, device: torch.device) -> Iterator[None]:
     """
     before = torch.get_rng_state()
     before_cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    before_mps = torch.mps.get_rng_state() if device.type == "mps" else None
     try:
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
@@ -267,6 +278,8 @@ def dropout_from(seed: int, device: torch.device) -> Iterator[None]:
         torch.set_rng_state(before)
         if before_cuda is not None:
             torch.cuda.set_rng_state(before_cuda, device)
+        if before_mps is not None:
+            torch.mps.set_rng_state(before_mps)
 
 
 def use_threads(count: int) -> None:

@@ -71,7 +71,7 @@ def _remove_old(folder: Path) -> None:
 
 
 @cache
-def _beside() -> ThreadPoolExecutor:
+def _hasher() -> ThreadPoolExecutor:
     """Return the thread that hashes; to start one takes longer than to hash a small model."""
     return ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
@@ -92,7 +92,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) 
     named = {_STATE + name: np.ascontiguousarray(a) for name, a in checkpoint.state.items()}
     named |= {f"{_START}{round_}": vector for round_, vector in checkpoint.starts.items()}
     try:
-        hashed = _beside().submit(digest_vector, checkpoint.vector)
+        hashed = _hasher().submit(digest_vector, checkpoint.vector)
         folder.mkdir(parents=True, exist_ok=True)
         for left_over in folder.glob("*.partial"):  # by a run that was killed while it wrote
             left_over.unlink()

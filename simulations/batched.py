@@ -103,8 +103,9 @@ class _Reader:
             WireError: It is no letter.
         """
         if content is not self._content:
-            self._letter = to_letter(content)
-            self._content, self._digest, self._requests = content, self._letter.digest, {}
+            letter = to_letter(content)
+            self._digest = letter.digest
+            self._content, self._letter, self._requests = content, letter, {}
         return self._digest
 
     def request(self, layout: Layout) -> TrainRequest:

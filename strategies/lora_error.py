@@ -19,7 +19,7 @@ PRODUCTS_MAX = 1 << 27
 KEPT_MAX = 1.0
 """Numbers of the updates that are kept, by those of their products."""
 WHOLE_MAX = float(np.finfo(np.float32).max) ** 2
-"""Square of a norm beyond which no error is told: no float32 array could be the mean."""
+"""Square of a norm beyond which no error is told: there float32 ends."""
 
 
 class AggregationErrorMeter:
@@ -32,7 +32,9 @@ class AggregationErrorMeter:
 
     Few updates are kept, and their factors multiplied all at once when the round ends. Beyond as
     many numbers as their products have, each update's products are made and added as it comes:
-    memory is bounded by four models of the adapted layers, whatever the number of sites.
+    memory is bounded by five models of the adapted layers and a few copies of the largest, whatever
+    the number of sites. What is kept stays until the round ends or another begins. Where products
+    are summed, one that no exact sum can hold ends the measuring of its round.
     """
 
     def __init__(self, federation: FederationConfig, layout: Layout) -> None:
@@ -62,18 +64,23 @@ class AggregationErrorMeter:
         """Take an update in that the rule took; its vector is not kept."""
         if self._current is None:
             return
-        if (
-            self._fold is None
-            and (len(self._kept) + 1) * update.delta.size <= KEPT_MAX * self._size
-        ):
+        if self._mean.weight_of(update) < 1:  # none of the coordinator's; an app's may be
+            self._stop()
+            return
+        numbers = (len(self._kept) + 1) * update.delta.size
+        if self._fold is None and numbers <= KEPT_MAX * self._size:
             self._kept.append(replace(update, delta=update.delta.copy()))
             return
         try:
             for one in (*self._kept, update):
                 self._add_products(one, self._current)
+            self._kept = []
         except AggregationError:  # a robust rule takes updates whose product no sum can hold
-            self._current = None
-        self._kept = []
+            self._stop()
+
+    def _stop(self) -> None:
+        """Measure no more in this round."""
+        self._current, self._kept, self._fold = None, [], None
 
     def _add_products(self, update: Update, current: Vector) -> None:
         with np.errstate(over="ignore", invalid="ignore"):  # the sum finds it
@@ -90,8 +97,9 @@ class AggregationErrorMeter:
 
     def finish(self, following: Vector) -> float | None:
         """Return the error of the arrays that the rule made; None where there is none to tell."""
-        current, self._current = self._current, None
+        current = self._current
         if current is None or not (self._kept or self._fold):
+            self._stop()
             return None
         off = whole = 0.0
         with np.errstate(over="ignore", invalid="ignore"):  # what is too large is not told of
@@ -104,7 +112,7 @@ class AggregationErrorMeter:
                 made -= wanted
                 off += float(np.square(made, out=made).sum())
                 whole += float(np.square(wanted).sum())
-        self._kept, self._fold = [], None
+        self._stop()
         return float(np.sqrt(off / whole)) if 0 < whole <= WHOLE_MAX and off <= WHOLE_MAX else None
 
     def _means(self, current: Vector) -> Iterator[Matrix]:
@@ -127,4 +135,6 @@ class AggregationErrorMeter:
             for share, delta in zip(shares, deltas, strict=True):
                 left.append(share * moved(current, pair.b, delta.get(pair.b.name)))
                 right.append(moved(current, pair.a, delta.get(pair.a.name)))
-            yield (self._pairs.scale * np.hstack(left)) @ np.vstack(right)
+            factor = np.hstack(left)
+            factor *= self._pairs.scale
+            yield factor @ np.vstack(right)

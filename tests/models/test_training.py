@@ -12,6 +12,7 @@ from torch import nn
 
 from intramural.core.errors import TrainingError
 from intramural.core.federation import Training
+from intramural.models import training
 from intramural.models.steps import make_step
 from intramural.models.tasks import Tokens
 from intramural.models.training import (
@@ -272,8 +273,13 @@ def test_sgd_steps_to_the_last_bit_as_pytorch_s_optimizer(momentum: float, decay
         assert all(a.grad is None for a in ours)
 
 
+@pytest.mark.parametrize("engine", [True, False])
 @pytest.mark.parametrize("twice", [False, True])
-def test_gradients_are_pytorch_s_own_and_add_up(twice: bool) -> None:
+def test_gradients_are_pytorch_s_own_and_add_up(
+    twice: bool, engine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not engine:  # as in a PyTorch that hides it
+        monkeypatch.setattr(training, "_ENGINE", None)
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(5, 3, generator=generator)
     weights = torch.rand(5, generator=generator)

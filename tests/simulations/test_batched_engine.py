@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from intramural.client.app import app
-from intramural.core.errors import ConfigError
+from intramural.core.errors import ConfigError, WireError
 from intramural.core.federation import FederationConfig
+from intramural.core.layout import Layout
+from intramural.core.messages import Hello, TrainRequest
 from intramural.core.site import load_site
-from intramural.core.wire import to_letter
+from intramural.core.wire import encode, to_letter
 from intramural.server.run import RunPlan, run_federation
 from intramural.server.watcher import Watcher
-from intramural.simulations.batched import BatchedGrid
+from intramural.simulations.batched import BatchedGrid, _Reader
 from intramural.simulations.grid import Delivery
 from intramural.simulations.inprocess import InProcessGrid
 from intramural.simulations.simulate import Simulation, simulate
@@ -27,6 +29,31 @@ from tests.tiny import Json, federation, generation, rows, site
 
 NEAR = 1e-6
 """Largest difference between parameters of the two engines."""
+
+
+def test_each_content_is_read_for_what_it_says() -> None:
+    small, large = (Layout.of({"w": np.zeros(size, np.float32)}) for size in (1, 2))
+
+    def content(layout: Layout, round_: int) -> RecordDict:
+        vector = np.full(layout.size, round_, np.float32)
+        request = TrainRequest(manifest="m", round=round_, layout=layout.digest, vector=vector)
+        return encode(request)
+
+    read, one, other = _Reader(), content(small, 1), content(large, 2)
+    for expected, layout, round_ in ((one, small, 1), (other, large, 2), (one, small, 1)):
+        assert read.digest(expected) == to_letter(expected).digest
+        for _ in range(2):
+            request = read.request(layout)
+            assert (request.round, request.vector.tolist()) == (round_, [round_] * layout.size)
+    with pytest.raises(WireError, match="no header"):
+        read.digest(RecordDict())
+    assert read.digest(one) == to_letter(one).digest
+    assert read.request(small).round == 1
+    with pytest.raises(WireError, match="layout"):
+        read.request(large)
+    read.digest(encode(Hello(manifest="m")))
+    with pytest.raises(AssertionError):
+        read.request(small)
 
 
 def crashing(message: Message) -> None:

@@ -78,6 +78,21 @@ def test_chunks_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
         np.testing.assert_allclose(chunked, oracle, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("size", [1, 7, 37])
+def test_what_is_added_to_the_mean_is_added_in_float32_after_it(
+    size: int, small_chunks: None
+) -> None:
+    rng = np.random.default_rng(1)
+    pairs = [(rng.standard_normal(size).astype(np.float32), w) for w in (1.0, 2.0)]
+    current = rng.standard_normal(size).astype(np.float32)
+    total = ExactSum(size, fraction_bits=BITS)
+    for vector, weight in pairs:
+        total.add(vector, weight)
+    out = np.full(size, np.nan, np.float32)
+    total.mean(3.0, out=out, plus=current)
+    assert out.tobytes() == (mean(pairs) + current).tobytes()
+
+
 def test_numbers_on_the_grid_are_summed_without_error() -> None:
     # (3 * 0.5 + 1 * -2.25) / 4 = -0.1875, exact in binary.
     pairs = [(np.array([0.5], np.float32), 3.0), (np.array([-2.25], np.float32), 1.0)]

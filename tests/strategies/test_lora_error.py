@@ -95,6 +95,20 @@ def test_an_update_too_large_to_multiply_ends_the_measuring_of_its_round_alone()
     assert meter.finish(current) == pytest.approx(1.0)  # all that the site did is missing
 
 
+@pytest.mark.parametrize("weight", [0, -10])
+def test_an_update_of_no_weight_ends_the_measuring_of_its_round_alone(weight: int) -> None:
+    bench = Bench("fedavg")
+    current, updates = bench.start(), bench.updates(2)
+    meter = AggregationErrorMeter(bench.config, bench.layout)
+    meter.begin(current, 1)
+    for update in (updates[0], replace(updates[1], weight=weight), updates[0]):
+        meter.add(update)
+    assert meter.finish(current) is None
+    meter.begin(current, 1)
+    meter.add(updates[0])
+    assert meter.finish(current) == pytest.approx(1.0)
+
+
 def test_arrays_too_large_to_multiply_have_no_error_to_tell() -> None:
     bench = Bench("fedavg")
     current = np.full(bench.layout.size, 1e30, dtype=np.float32)

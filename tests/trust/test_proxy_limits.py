@@ -67,11 +67,11 @@ def closed_after_s(port: int, first: bytes, drop: bytes) -> tuple[float, bytes]:
 )
 def test_a_peer_that_stalls_is_cut(first: str, drop: str, status: int | None) -> None:
     app = FakeUpstream()
-    waits = {"head_s_max": 0.3, "stall_s_max": 0.3, "idle_s_max": 0.8, "bytes_per_s_min": 1000}
+    waits = {"head_s_max": 0.3, "stall_s_max": 0.3, "idle_s_max": 2.0, "bytes_per_s_min": 1000}
     with gated(app, **waits) as (one, port):
         elapsed_s, answer = closed_after_s(port, first.encode(), drop.encode())
-    limit_s = 0.8 if first == AGAIN and not drop else 0.3
-    assert limit_s - 0.1 < elapsed_s < limit_s + 0.45
+    limit_s = 2.0 if first == AGAIN and not drop else 0.3
+    assert limit_s - 0.1 < elapsed_s < limit_s + 1.4  # a busy machine is late, and yet in time
     assert (status_of(answer) if answer else None) == status
     if status == 408:
         assert one.tally.refusals == {"too-slow": 1}
