@@ -136,12 +136,13 @@ class SiteAgent:
             use_threads(self.site.compute.threads)
 
     def _check_policy(self) -> None:
-        """Hold the federation against the site's limits: those that need no model, then all."""
+        """Hold the federation against the site's limits; without a model first those without it."""
         policy, now = self.site.policy, self._now()
         if self._is_allowed and not policy.hours:
             return  # nothing that was looked at can have changed since
         rank_of(self.site, self.federation)
-        found = violations(policy, self.federation, now=now)
+        is_built = "layout" in vars(self)  # then all limits can be looked at in one go
+        found = () if is_built else violations(policy, self.federation, now=now)
         if not found or {v.key for v in found} == {
             "policy.models"
         }:  # which needs the base's digest

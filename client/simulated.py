@@ -1,5 +1,6 @@
 """The sites of a simulation, as a node's process finds them: folders, or one population."""
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +42,7 @@ def simulated_agent(
     Raises:
         ConfigError, DataError: The site's folder, or the population, is not whole.
     """
-    if not (folder / FACTS).is_file():
+    if not os.path.isfile(f"{folder}/{FACTS}"):
         file = folder / simulated_name(number, sites) / "site.toml"
         return SiteAgent(change(load_site(file)), federation, durable=False)
     source = PopulationSource(_population(folder), number, federation)
