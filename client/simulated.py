@@ -42,7 +42,7 @@ def simulated_agent(
     Raises:
         ConfigError, DataError: The site's folder, or the population, is not whole.
     """
-    if not os.path.isfile(f"{folder}/{FACTS}"):
+    if not os.path.isfile(f"{folder}/{FACTS}"):  # a Path takes thrice as long, for each site
         file = folder / simulated_name(number, sites) / "site.toml"
         return SiteAgent(change(load_site(file)), federation, durable=False)
     source = PopulationSource(_population(folder), number, federation)

@@ -110,7 +110,6 @@ class FedAvg:
         if not fold.sites:
             raise AggregationError("no update to aggregate; lower sites.min or wait for sites")
         state: State = {}
-
         is_plain = not self.momentum and self.learning_rate == 1.0
 
         def write(step: Vector) -> None:

@@ -103,11 +103,12 @@ class AggregationErrorMeter:
             return None
         off = whole = 0.0
         with np.errstate(over="ignore", invalid="ignore"):  # what is too large is not told of
-            for pair, wanted in zip(self._pairs, self._means(current), strict=True):
+            for pair, mean in zip(self._pairs, self._means(current), strict=True):
                 factor_b, factor_a = (moved(following, slot, None) for slot in (pair.b, pair.a))
                 made = (self._pairs.scale * factor_b) @ factor_a
+                wanted = mean
                 if pair.residual is not None:
-                    wanted = wanted + moved(current, pair.residual, None)  # noqa: PLW2901
+                    wanted = mean + moved(current, pair.residual, None)
                     made += moved(following, pair.residual, None)
                 made -= wanted
                 off += float(np.square(made, out=made).sum())
