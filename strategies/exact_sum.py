@@ -25,6 +25,8 @@ TERM_MAX = 2.0**51
 """Bound of one weighted term, in grid units."""
 SUM_MAX = 2.0**62
 """Bound of the sum's magnitude, in grid units."""
+WAITING_BYTES = 1 << 28
+"""Largest vector of which one may wait to be folded in with the next."""
 
 
 def _in_parts(size: int, work: Callable[[int, int], T]) -> list[T]:
@@ -48,6 +50,27 @@ def _peak_bound(chunk: Vector) -> float:
         return float(np.sqrt(np.dot(chunk, chunk))) * (1 + 2.0**-20) + 2.0**-60
 
 
+def _reach(vector: Vector, factor: float, limit: float) -> float:
+    """Return a bound of the terms' magnitudes: a quick one, or the least if that is not below.
+
+    NaN if a value is, and then only if `limit` is not infinite.
+    """
+
+    def part(start: int, stop: int) -> float:
+        found = 0.0
+        for lo in range(start, stop, CHUNK):
+            chunk = vector[lo : min(lo + CHUNK, stop)]
+            reach = _peak_bound(chunk) * factor
+            if not reach < limit:  # a NaN is not below it either
+                reach = _peak(chunk) * factor
+                if not reach < limit:
+                    return reach
+            found = max(found, reach)
+        return found
+
+    return float(np.max(_in_parts(vector.size, part)))  # np.max hands a NaN on
+
+
 def largest(vector: Vector) -> float:
     """Return the largest magnitude in the vector; NaN if it holds one; 0 if it is empty."""
 
@@ -64,7 +87,12 @@ def largest(vector: Vector) -> float:
 
 
 class ExactSum:
-    """Adds weighted vectors on a grid of `2**-fraction_bits`, exactly, in any order."""
+    """Adds weighted vectors on a grid of `2**-fraction_bits`, exactly, in any order.
+
+    Vectors are folded in two at a time, where they are small enough for one to wait: the sum, twice
+    as large as either, then goes through memory half as often. So a vector that was added must not
+    change until the next but one is added, or the mean is written.
+    """
 
     def __init__(self, size: int, *, fraction_bits: int) -> None:
         """Start at zero.
@@ -74,6 +102,9 @@ class ExactSum:
             fraction_bits: The grid is 2**-fraction_bits; each term is off by at most half of it.
         """
         self._sum: NDArray[np.int64] = np.empty(size, dtype=np.int64)  # the first term fills it
+        self._waiting: list[tuple[Vector, float]] = []
+        """Terms not folded in yet, with their factors."""
+        self._waiting_max = 1 if 4 * size <= WAITING_BYTES else 0
         self._grid = 2.0**fraction_bits
         self._used = 0.0
         self.size = size
@@ -88,60 +119,46 @@ class ExactSum:
         assert vector.shape == self._sum.shape, "the wire lets no other vector through"
         factor = weight * self._grid
         limit = min(TERM_MAX, SUM_MAX - self._used)
-
-        def part(start: int, stop: int) -> tuple[float, int, int]:
-            """Add until a value does not fit; return a bound of all, the start and the end."""
-            scratch, peak = np.empty(min(CHUNK, stop - start), dtype=np.float64), 0.0
-            for lo in range(start, stop, CHUNK):
-                hi = min(lo + CHUNK, stop)
-                reach = _peak_bound(vector[lo:hi]) * factor
-                if not reach < limit:  # a NaN is not below it either
-                    reach = _peak(vector[lo:hi]) * factor
-                    if not reach < limit:
-                        return reach, start, lo
-                peak = max(peak, reach)
-                self._fold(vector, factor, lo, hi, scratch, np.add)
-            return peak, start, stop
-
-        done = _in_parts(vector.size, part)
-        bad = [reach for reach, _, _ in done if not reach < limit]
-        if bad:
-            self._take_back(vector, factor, [(start, stop) for _, start, stop in done])
-            if not max(bad) < np.inf or any(reach != reach for reach in bad):
+        reach = _reach(vector, factor, limit)
+        if not reach < limit:  # a NaN is not below it either
+            if not reach < np.inf:
                 raise AggregationError("update holds a value that is not finite; it was left out")
             raise AggregationError(
-                f"update holds a value of magnitude {max(bad) / factor:.3g}, too large to add; "
+                f"update holds a value of magnitude {reach / factor:.3g}, too large to add; "
                 "the site's training diverged"
             )
-        self._used += max(reach for reach, _, _ in done)
+        self._used += reach
         self.terms += 1
+        self._waiting.append((vector, factor))
+        if len(self._waiting) > self._waiting_max:
+            self._fold_waiting()
 
-    def _fold(
-        self,
-        vector: Vector,
-        factor: float,
-        lo: int,
-        hi: int,
-        scratch: NDArray[np.float64],
-        change: Callable[..., object],
-    ) -> None:
-        """Add or subtract the bits of one chunk's rounded terms; they wrap, and `mean` knows."""
-        term, total = scratch[: hi - lo], self._sum[lo:hi]
-        term[:] = vector[lo:hi]
-        term *= factor
-        if self.terms:
-            term += MAGIC
-            change(total, term.view(np.int64), out=total)
-        else:  # nothing is there yet: the first term is written, so that memory is touched once
-            np.add(term, MAGIC, out=total.view(np.float64))
-
-    def _take_back(self, vector: Vector, factor: float, spans: list[tuple[int, int]]) -> None:
-        """Subtract what was added before a bad value was met; integers leave no trace."""
-        scratch = np.empty(min(CHUNK, vector.size), dtype=np.float64)
-        for start, stop in spans if self.terms else []:
+    def _fold_waiting(self) -> None:
+        def part(start: int, stop: int) -> None:
+            scratch = np.empty(min(CHUNK, stop - start), dtype=np.float64)
             for lo in range(start, stop, CHUNK):
-                hi = min(lo + CHUNK, stop)
-                self._fold(vector, factor, lo, hi, scratch, np.subtract)
+                self._fold(lo, min(lo + CHUNK, stop), scratch)
+
+        _in_parts(self.size, part)
+        self._waiting.clear()
+
+    def _fold(self, lo: int, hi: int, scratch: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Add the bits of one chunk of what waits; return the sum there.
+
+        Bits wrap, and `mean` knows.
+        """
+        term, total = scratch[: hi - lo], self._sum[lo:hi]
+        is_empty = self.terms == len(self._waiting)
+        for vector, factor in self._waiting:
+            term[:] = vector[lo:hi]
+            term *= factor
+            if is_empty:  # the first term is written, so that memory is touched once
+                np.add(term, MAGIC, out=total.view(np.float64))
+                is_empty = False
+            else:
+                term += MAGIC
+                np.add(total, term.view(np.int64), out=total)
+        return total
 
     def mean(self, total_weight: float, *, out: Vector, plus: Vector | None = None) -> None:
         """Write the sum over `total_weight` into `out`, shape `(size,)`, and start at zero again.
@@ -152,20 +169,23 @@ class ExactSum:
         so a sum is best used again, round after round.
         """
         assert self.terms, "nothing was added"
-        total, factor = self._sum, 1.0 / (total_weight * self._grid)
+        factor = 1.0 / (total_weight * self._grid)
         magic = np.int64((self.terms * MAGIC_BITS + 2**63) % 2**64 - 2**63)
 
         def part(start: int, stop: int) -> None:
+            scratch = np.empty(min(CHUNK, stop - start), dtype=np.float64)
             for lo in range(start, stop, CHUNK):
-                whole = total[lo : min(lo + CHUNK, stop)]
-                values = whole.view(np.float64)
-                whole -= magic
-                values[:] = whole  # the same memory: an integer becomes a float in its place
+                hi = min(lo + CHUNK, stop)
+                whole, values = self._fold(lo, hi, scratch), scratch[: hi - lo]
+                units = values.view(np.int64)
+                np.subtract(whole, magic, out=units)
+                values[:] = units  # the same memory: an integer becomes a float in its place
                 values *= factor
-                written = out[lo : lo + len(values)]
+                written = out[lo:hi]
                 written[:] = values
                 if plus is not None:
-                    written += plus[lo : lo + len(values)]
+                    written += plus[lo:hi]
 
         _in_parts(self.size, part)
+        self._waiting.clear()
         self.terms, self._used = 0, 0.0

@@ -1,5 +1,6 @@
 """The exact sum: the same bits in any order and chunking, right to half a grid step a term."""
 
+import weakref
 from random import Random
 
 import numpy as np
@@ -76,6 +77,41 @@ def test_chunks_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
         assert mean(pairs).tobytes() == chunked.tobytes()
         oracle = np.sum([w * v.astype(np.float64) for v, w in pairs], axis=0) / 11.0
         np.testing.assert_allclose(chunked, oracle, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_whether_a_vector_waits_for_the_next_changes_no_bit(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(2)
+    pairs = [(rng.standard_normal(37).astype(np.float32), w) for w in (1.0, 3.0, 7.0, 2.0, 5.0)]
+    waited = mean(pairs[:count])
+    monkeypatch.setattr(exact_sum, "WAITING_BYTES", 4 * 37 - 1)
+    assert mean(pairs[:count]).tobytes() == waited.tobytes()
+    total_weight = sum(w for _, w in pairs[:count])
+    oracle = sum(w * v.astype(np.float64) for v, w in pairs[:count]) / total_weight
+    np.testing.assert_allclose(waited, oracle, rtol=1e-6, atol=1e-7)
+
+
+def test_of_vectors_one_waits_and_none_of_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept(count: int) -> list[bool]:
+        """Return which of the vectors added are still in memory."""
+        total, found = ExactSum(3, fraction_bits=BITS), []
+        for number in range(count):
+            vector = np.full(3, float(number), np.float32)
+            found.append(weakref.ref(vector))
+            total.add(vector, 1.0)
+            del vector
+        alive = [one() is not None for one in found]
+        mean_of(total, float(count))
+        assert not any(one() is not None for one in found)
+        return alive
+
+    assert kept(3) == [False, False, True]
+    assert kept(4) == [False] * 4
+    monkeypatch.setattr(exact_sum, "WAITING_BYTES", 11)  # three numbers are 12 bytes
+    assert kept(3) == [False] * 3
 
 
 @pytest.mark.parametrize("size", [1, 7, 37])
