@@ -34,13 +34,13 @@ def written(size: int, write: Callable[[Vector], None]) -> Vector:
 
 
 Lender = Callable[[int], memoryview | None]
-"""Returns memory of so many bytes to write a reply's vector to, or None."""
+"""Returns memory of so many bytes to write a vector to that will be sent, or None."""
 _lender: ContextVar[Lender | None] = ContextVar("lender", default=None)
 
 
 @contextmanager
-def replies_to(lender: Lender) -> Iterator[None]:
-    """Have a reply's vector written where `lender` says, and not elsewhere first."""
+def lent_by(lender: Lender) -> Iterator[None]:
+    """Have vectors that will be sent written where `lender` says, and not elsewhere first."""
     before = _lender.set(lender)
     try:
         yield
@@ -48,8 +48,8 @@ def replies_to(lender: Lender) -> Iterator[None]:
         _lender.reset(before)
 
 
-def written_reply(size: int, write: Callable[[Vector], None]) -> Vector:
-    """Return the read-only vector that `write` made, as `written`, to be sent as a reply.
+def written_to_send(size: int, write: Callable[[Vector], None]) -> Vector:
+    """Return the read-only vector that `write` made, as `written`, where what is sent shall lie.
 
     Args:
         size: Elements.
@@ -60,10 +60,10 @@ def written_reply(size: int, write: Callable[[Vector], None]) -> Vector:
     if memory is None:
         return written(size, write)
     write(np.frombuffer(memory, dtype="<f4"))
-    return as_reply(np.frombuffer(memory, dtype="<f4"))
+    return sendable(np.frombuffer(memory, dtype="<f4"))
 
 
-def as_reply(vector: Vector) -> Vector:
+def sendable(vector: Vector) -> Vector:
     """Return a little-endian vector, read-only, whose memory can be sent as it is."""
     return np.frombuffer(vector.data.cast("B").toreadonly(), dtype="<f4")
 
@@ -71,7 +71,7 @@ def as_reply(vector: Vector) -> Vector:
 def wire_bytes(vector: Vector) -> bytes:
     """Return the little-endian bytes; of what `written` made, its very own, without a copy.
 
-    Of what `as_reply` returned, a view of its memory.
+    Of what `sendable` returned, a view of its memory.
     """
     base = vector.base
     if isinstance(base, memoryview):

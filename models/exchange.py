@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from intramural.core.layout import Layout, Vector, written, written_reply
+from intramural.core.layout import Layout, Vector, written, written_to_send
 from intramural.core.route import CONTROL, RESIDUAL
 from intramural.models.residual import FrozenWeights
 
@@ -105,7 +105,7 @@ class Exchange:
                 np.negative(was, out=whole)
                 np.subtract(values, was[used], out=whole[used])
 
-        return written_reply(up.size, subtract)
+        return written_to_send(up.size, subtract)
 
     def write(self, vector: Vector, own: Vector | None = None) -> None:
         """Set all that is trained; the vectors may be read-only and are not kept.

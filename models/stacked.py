@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from intramural.core.federation import Training
-from intramural.core.layout import Layout, Vector, as_reply
+from intramural.core.layout import Layout, Vector, sendable
 from intramural.models.loading import Loaded
 from intramural.models.steps import make_optimizer
 
@@ -94,7 +94,7 @@ def written_deltas(
     wide = torch.from_numpy(whole)
     for slot in layout.slots():
         write(slot.name, wide[:, slot.start : slot.stop].view(clients, *slot.shape))
-    return [as_reply(row) for row in whole]
+    return [sendable(row) for row in whole]
 
 
 def pieces(count: int, most: int) -> Sequence[range]:

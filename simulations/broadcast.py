@@ -7,6 +7,7 @@ which are written once into a block that any number of processes map.
 import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -141,6 +142,43 @@ class Block:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+class Lender:
+    """Lends blocks to whoever makes what will be sent: it then lies where it is sent from.
+
+    A block is closed when its vector is gone. It is lent once, and never changes after: a process
+    may read an old one for as long as it likes.
+    """
+
+    def __init__(self) -> None:
+        """Lend nothing yet."""
+        self._blocks: dict[int, Block] = {}
+        """By the address of their memory."""
+
+    def lend(self, nbytes: int) -> memoryview:
+        """Return the memory of a new block, of zeros."""
+        block = Block.of_size(nbytes)
+        memory = block.map(writable=True)
+        view = memoryview(memory)[:nbytes]
+        address = _address(view)
+        self._blocks[address] = block
+        weakref.finalize(memory, self._forget, address)
+        return view
+
+    def block_of(self, part: bytes | memoryview) -> Block | None:
+        """Return the block that holds these bytes and nothing else, still the lender's to close."""
+        block = self._blocks.get(_address(part))
+        return block if block is not None and block.nbytes == len(part) else None
+
+    def close(self) -> None:
+        """Close all blocks; memory that is still read stays."""
+        for address in list(self._blocks):
+            self._forget(address)
+
+    def _forget(self, address: int) -> None:
+        if (block := self._blocks.pop(address, None)) is not None:
+            block.close()
 
 
 def let_go(memory: mmap.mmap) -> bool:

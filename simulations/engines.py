@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from flwr.serverapp import Grid
 
 from intramural.core.errors import ConfigError
-from intramural.core.layout import Vector
+from intramural.core.layout import Vector, lent_by
 from intramural.core.messages import Refusal, TrainRequest
 from intramural.core.pages import keep_freed_memory
 from intramural.server.export import beginning
@@ -124,7 +124,7 @@ def _grid(work: Work, settings: dict[str, Any]) -> Iterator[Grid]:
         from intramural.simulations.pool_nursery import LIBRARIES
 
         threads = work.deal.template.compute.threads or 1
-        with PoolGrid(
+        pool = PoolGrid(
             nodes,
             run_config=settings,
             workers=work.workers,
@@ -132,22 +132,24 @@ def _grid(work: Work, settings: dict[str, Any]) -> Iterator[Grid]:
             observe=work.observe,
             log=work.deal.folder / "workers.log",
             libraries=LIBRARIES,
-        ) as pool:
+        )
+        with pool, lent_by(pool.lend):
             yield pool
         return
     from intramural.client.app import app
-    from intramural.simulations.inprocess import InProcessGrid
+    from intramural.simulations.inprocess import InProcessGrid, lend
 
     keep_freed_memory()  # not in the pool, where several processes would keep it
 
+    grid: Grid = InProcessGrid(app, nodes, run_config=settings, observe=work.observe)
     if work.engine == "batched":
         from intramural.simulations.batched import BatchedGrid, check_batched
 
         template = work.deal.template
         check_batched(work.deal.federation, places=template.model, device=template.compute.device)
-        yield BatchedGrid(app, nodes, run_config=settings, observe=work.observe)
-        return
-    yield InProcessGrid(app, nodes, run_config=settings, observe=work.observe)
+        grid = BatchedGrid(app, nodes, run_config=settings, observe=work.observe)
+    with lent_by(lend):
+        yield grid
 
 
 def _run_on_ray(work: Work, settings: dict[str, Any], watcher: Watcher) -> None:

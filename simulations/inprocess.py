@@ -13,7 +13,6 @@ import numpy as np
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from intramural.core.layout import replies_to
 from intramural.simulations.grid import LocalGrid, Nodes, Observe, States
 
 
@@ -65,14 +64,13 @@ class InProcessGrid(LocalGrid):
         began_s = time.monotonic()
         error = self._prevented(message)
         if error is None:
-            with replies_to(_lend):
-                reply = self._home.run(self._app, message)
+            reply = self._home.run(self._app, message)
         else:
             reply = Message(error, reply_to=message)
         self._note(message, reply, worker=0, began_s=began_s, ended_s=time.monotonic())
         return reply
 
 
-def _lend(nbytes: int) -> memoryview:
-    """Return memory for a reply's vector, not cleared first: that takes as long as to write it."""
+def lend(nbytes: int) -> memoryview:
+    """Return memory for a vector, not cleared first: that takes as long as to write it."""
     return np.empty(nbytes, dtype=np.uint8).data

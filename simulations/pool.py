@@ -17,7 +17,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from intramural.simulations.broadcast import Form, take_apart
+from intramural.simulations.broadcast import Form, Lender, take_apart
 from intramural.simulations.grid import LocalGrid, Nodes, Observe, States
 from intramural.simulations.pool_hand import STOP_S, Hand, Parcel, Task
 from intramural.simulations.pool_nursery import Nursery, can_fork
@@ -78,6 +78,7 @@ class PoolGrid(LocalGrid):
         """Who ran each node's last message."""
         self._pushed = 0
         self._parcels = 0
+        self._lender = Lender()
         self._selector = selectors.DefaultSelector()
         self._hands: list[Hand] = []
         setup = Setup(
@@ -126,7 +127,12 @@ class PoolGrid(LocalGrid):
                 task.parcel.leave()
             task.release()
         self._tasks.clear()
+        self._lender.close()
         self._home.states.close()
+
+    def lend(self, nbytes: int) -> memoryview:
+        """Return memory for a vector that will be sent; workers then read it where it is."""
+        return self._lender.lend(nbytes)
 
     @property
     def pids(self) -> list[int]:
@@ -155,13 +161,20 @@ class PoolGrid(LocalGrid):
                 key = tuple(id(part) for part in parts)
                 if key not in parcels:
                     self._parcels += 1
-                    parcels[key] = Parcel(self._parcels, task.form, parts)
+                    lent = self._lender.block_of(parts[0]) if len(parts) == 1 else None
+                    parcels[key] = Parcel(self._parcels, task.form, parts, lent=lent)
                 task.parcel = parcels[key]
                 task.parcel.users += 1
             hand.waiting.append(task)
-        for hand in self._hands:
-            hand.feed()
+        self._settle()
         return ids
+
+    def _settle(self) -> None:
+        """Free the slots whose time is over, and have more messages sent."""
+        for hand in self._hands:
+            for slot in hand.slots:
+                slot.settle()
+            hand.feed()
 
     def _assign(self, messages: Sequence[Message]) -> list[Hand]:
         """Return who runs each message: no worker more than its share, and few nodes move.
@@ -190,7 +203,7 @@ class PoolGrid(LocalGrid):
         """Yield the replies in the order in which their messages were pushed; wait for each.
 
         A reply's arrays may lie in memory that a worker fills again once nobody reads them: whoever
-        drops a reply before he asks for the next saves the worker a new block.
+        drops a reply before he asks for the next but one saves the worker a new block.
 
         Raises:
             ConfigError: The workers cannot import the app.
@@ -219,6 +232,7 @@ class PoolGrid(LocalGrid):
             try:
                 yield self._reply(task)
             finally:
+                self._settle()  # of the reply before: by now both may have been read
                 task.release()
                 if self._hands:
                     task.hand.feed()

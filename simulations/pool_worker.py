@@ -28,7 +28,7 @@ from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
 
 from intramural.core.children import die_with_parent
-from intramural.core.layout import replies_to
+from intramural.core.layout import lent_by
 from intramural.simulations.broadcast import Block, Form, let_go, put_together, take_apart, write
 from intramural.simulations.grid import Nodes, States, be_server_app, message_of, raised
 
@@ -212,7 +212,7 @@ class Worker:
         self._line.send(Begun())
         message = message_of(job.metadata, self._content(job))
         began_s = time.monotonic()
-        with replies_to(partial(self._slots.lend, job)):
+        with lent_by(partial(self._slots.lend, job)):
             reply = self._home.run(self._app, message)
         ended_s = time.monotonic()
         try:

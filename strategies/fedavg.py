@@ -6,7 +6,7 @@ import numpy as np
 
 from intramural.core.errors import AggregationError
 from intramural.core.federation import FederationConfig
-from intramural.core.layout import Vector, written
+from intramural.core.layout import Vector, written_to_send
 from intramural.core.messages import Update
 from intramural.strategies.exact_sum import ExactSum
 from intramural.strategies.rule import Fold, State, Traits
@@ -123,6 +123,6 @@ class FedAvg:
                 step *= np.float32(self.learning_rate)
             step += fold.current
 
-        following = written(fold.current.size, write)
+        following = written_to_send(fold.current.size, write)
         self._idle = fold.work
         return following, state

@@ -6,7 +6,7 @@ import numpy as np
 
 from intramural.core.errors import AggregationError, ConfigError
 from intramural.core.federation import FederationConfig, Training
-from intramural.core.layout import Layout, Vector, written
+from intramural.core.layout import Layout, Vector, written_to_send
 from intramural.core.messages import Update
 from intramural.strategies.exact_sum import ExactSum
 from intramural.strategies.fedavg import FRACTION_BITS, FedAvg
@@ -120,7 +120,7 @@ class FedNova:
             step *= np.float32(fsum(lengths) / fold.weight)  # fsum: the order changes no bit
             step += fold.current
 
-        return written(fold.current.size, write), {}
+        return written_to_send(fold.current.size, write), {}
 
 
 def fednova_of(federation: FederationConfig, layout: Layout) -> Rule:

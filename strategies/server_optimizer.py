@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from intramural.core.layout import Vector, written
+from intramural.core.layout import Vector, written_to_send
 from intramural.core.messages import Update
 from intramural.strategies.rule import Fold, Rule, State
 from intramural.strategies.threads import CHUNK
@@ -88,7 +88,7 @@ class ServerOptimizer:
                 delta = wanted[part] - current
                 out[part] = current + rate * self._direction(delta, [m[part] for m in moments])
 
-        return written(wanted.size, write), state
+        return written_to_send(wanted.size, write), state
 
     def _rate(self, round: int) -> float:
         if self.kind != "adam":

@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from intramural.core.layout import replies_to, wire_bytes, written, written_reply
+from intramural.core.layout import lent_by, wire_bytes, written, written_to_send
 from intramural.core.wire import encode_vector
 from intramural.simulations.broadcast import Block, put_together, take_apart
 from intramural.simulations.pool_worker import Job, Slots
@@ -46,8 +46,8 @@ def read(descriptor: int, reply: RecordDict) -> list[float]:
 
 def test_a_reply_s_vector_is_written_to_its_slot_and_not_copied() -> None:
     slots, wanted = Slots(), job()
-    with replies_to(partial(slots.lend, wanted)):
-        vector = written_reply(3, filled(2.0))
+    with lent_by(partial(slots.lend, wanted)):
+        vector = written_to_send(3, filled(2.0))
     assert not vector.flags.writeable
     data = wire_bytes(vector)
     assert isinstance(data, memoryview)
@@ -57,8 +57,8 @@ def test_a_reply_s_vector_is_written_to_its_slot_and_not_copied() -> None:
     descriptor = slots.put(form, parts, wanted)
     assert descriptor is not None
     assert read(descriptor, reply) == [2.0, 2.0, 2.0]
-    with replies_to(partial(slots.lend, wanted)):
-        again = written_reply(3, filled(5.0))
+    with lent_by(partial(slots.lend, wanted)):
+        again = written_to_send(3, filled(5.0))
     assert again.ctypes.data == vector.ctypes.data  # the pool freed the slot: it is used again
     assert slots.put(*take_apart(content(again)), wanted) is None
     assert read(descriptor, reply) == [5.0, 5.0, 5.0]
@@ -70,19 +70,19 @@ def test_a_vector_that_was_made_elsewhere_is_copied_to_the_slot() -> None:
     descriptor = slots.put(*take_apart(content(vector)), job())
     assert descriptor is not None
     assert read(descriptor, content(vector)) == [7.0] * 3
-    with replies_to(partial(slots.lend, job())):
-        written_reply(3, filled(1.0))  # and then it is not sent
+    with lent_by(partial(slots.lend, job())):
+        written_to_send(3, filled(1.0))  # and then it is not sent
     assert slots.put(*take_apart(content(vector)), job()) is None
     assert read(descriptor, content(vector)) == [7.0] * 3
 
 
 def test_memory_that_somebody_still_reads_is_left_to_him() -> None:
     slots = Slots()
-    with replies_to(partial(slots.lend, job())):
-        kept = written_reply(3, filled(1.0))
+    with lent_by(partial(slots.lend, job())):
+        kept = written_to_send(3, filled(1.0))
     first = slots.put(*take_apart(content(kept)), job())
-    with replies_to(partial(slots.lend, job(fresh=True))):
-        other = written_reply(3, filled(2.0))
+    with lent_by(partial(slots.lend, job(fresh=True))):
+        other = written_to_send(3, filled(2.0))
     second = slots.put(*take_apart(content(other)), job(fresh=True))
     assert kept.tolist() == [1.0] * 3
     assert second is not None
@@ -104,7 +104,7 @@ def test_a_slot_grows_to_the_largest_reply_and_slots_are_apart() -> None:
 
 
 def test_without_a_lender_a_reply_lies_in_bytes_of_its_own() -> None:
-    vector = written_reply(3, filled(4.0))
+    vector = written_to_send(3, filled(4.0))
     assert isinstance(wire_bytes(vector), bytes)
-    with replies_to(lambda nbytes: None):
-        assert isinstance(wire_bytes(written_reply(3, filled(4.0))), bytes)
+    with lent_by(lambda nbytes: None):
+        assert isinstance(wire_bytes(written_to_send(3, filled(4.0))), bytes)
