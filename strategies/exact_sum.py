@@ -8,6 +8,8 @@ can be added as they are.
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -25,8 +27,9 @@ TERM_MAX = 2.0**51
 """Bound of one weighted term, in grid units."""
 SUM_MAX = 2.0**62
 """Bound of the sum's magnitude, in grid units."""
-WAITING_BYTES = 1 << 28
-"""Largest vector of which one may wait to be folded in with the next."""
+BESIDE_MIN, BESIDE_MAX = 1 << 21, 1 << 28
+"""Bytes of a vector that is folded in beside what the caller does next: a smaller one takes less
+time than to tell a thread, a larger one shall not be kept for longer than it must."""
 
 
 def _in_parts(size: int, work: Callable[[int, int], T]) -> list[T]:
@@ -89,9 +92,8 @@ def largest(vector: Vector) -> float:
 class ExactSum:
     """Adds weighted vectors on a grid of `2**-fraction_bits`, exactly, in any order.
 
-    Vectors are folded in two at a time, where they are small enough for one to wait: the sum, twice
-    as large as either, then goes through memory half as often. So a vector that was added must not
-    change until the next but one is added, or the mean is written.
+    A vector of middling size is folded in beside what the caller does next. So what was added must
+    not change until the next one is added, or the mean is written.
     """
 
     def __init__(self, size: int, *, fraction_bits: int) -> None:
@@ -102,11 +104,9 @@ class ExactSum:
             fraction_bits: The grid is 2**-fraction_bits; each term is off by at most half of it.
         """
         self._sum: NDArray[np.int64] = np.empty(size, dtype=np.int64)  # the first term fills it
-        self._waiting: list[tuple[Vector, float]] = []
-        """Terms not folded in yet, with their factors."""
-        self._waiting_max = 1 if 4 * size <= WAITING_BYTES else 0
         self._grid = 2.0**fraction_bits
         self._used = 0.0
+        self._last: _Folding | None = None
         self.size = size
         self.terms = 0
 
@@ -127,38 +127,21 @@ class ExactSum:
                 f"update holds a value of magnitude {reach / factor:.3g}, too large to add; "
                 "the site's training diverged"
             )
+        self.settle()
+        folding = _Folding(self._sum, vector, factor, is_first=not self.terms)
         self._used += reach
         self.terms += 1
-        self._waiting.append((vector, factor))
-        if len(self._waiting) > self._waiting_max:
-            self._fold_waiting()
+        if BESIDE_MIN <= vector.nbytes <= BESIDE_MAX:
+            self._last = folding
+            folding.begin()
+        else:
+            _in_parts(self.size, folding.fold)
 
-    def _fold_waiting(self) -> None:
-        def part(start: int, stop: int) -> None:
-            scratch = np.empty(min(CHUNK, stop - start), dtype=np.float64)
-            for lo in range(start, stop, CHUNK):
-                self._fold(lo, min(lo + CHUNK, stop), scratch)
-
-        _in_parts(self.size, part)
-        self._waiting.clear()
-
-    def _fold(self, lo: int, hi: int, scratch: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Add the bits of one chunk of what waits; return the sum there.
-
-        Bits wrap, and `mean` knows.
-        """
-        term, total = scratch[: hi - lo], self._sum[lo:hi]
-        is_empty = self.terms == len(self._waiting)
-        for vector, factor in self._waiting:
-            term[:] = vector[lo:hi]
-            term *= factor
-            if is_empty:  # the first term is written, so that memory is touched once
-                np.add(term, MAGIC, out=total.view(np.float64))
-                is_empty = False
-            else:
-                term += MAGIC
-                np.add(total, term.view(np.int64), out=total)
-        return total
+    def settle(self) -> None:
+        """Wait until all that was added is in the sum, and let go of it."""
+        if self._last is not None:
+            self._last.wait()
+            self._last = None
 
     def mean(self, total_weight: float, *, out: Vector, plus: Vector | None = None) -> None:
         """Write the sum over `total_weight` into `out`, shape `(size,)`, and start at zero again.
@@ -169,6 +152,8 @@ class ExactSum:
         so a sum is best used again, round after round.
         """
         assert self.terms, "nothing was added"
+        last, self._last = self._last, None
+        folded = self.size if last is None else last.stop()
         factor = 1.0 / (total_weight * self._grid)
         magic = np.int64((self.terms * MAGIC_BITS + 2**63) % 2**64 - 2**63)
 
@@ -176,9 +161,11 @@ class ExactSum:
             scratch = np.empty(min(CHUNK, stop - start), dtype=np.float64)
             for lo in range(start, stop, CHUNK):
                 hi = min(lo + CHUNK, stop)
-                whole, values = self._fold(lo, hi, scratch), scratch[: hi - lo]
+                if last is not None and hi > folded:  # the sum is then read once for both
+                    last.fold(max(lo, folded), hi, scratch)
+                values = scratch[: hi - lo]
                 units = values.view(np.int64)
-                np.subtract(whole, magic, out=units)
+                np.subtract(self._sum[lo:hi], magic, out=units)
                 values[:] = units  # the same memory: an integer becomes a float in its place
                 values *= factor
                 written = out[lo:hi]
@@ -187,5 +174,64 @@ class ExactSum:
                     written += plus[lo:hi]
 
         _in_parts(self.size, part)
-        self._waiting.clear()
         self.terms, self._used = 0, 0.0
+
+
+class _Folding:
+    """One term on its way into the sum, in parts; in a thread of its own if it `begin`s."""
+
+    def __init__(
+        self, total: NDArray[np.int64], vector: Vector, factor: float, *, is_first: bool
+    ) -> None:
+        self._total = total
+        self._vector = vector
+        self._factor = factor
+        self._is_first = is_first
+        """Nothing is in the sum yet: its memory holds anything."""
+        self._folded = 0
+        self._is_stopped = False
+        self._run: Future[None] | None = None
+
+    def fold(self, start: int, stop: int, scratch: NDArray[np.float64] | None = None) -> None:
+        """Add the bits of these rounded terms; they wrap, and `mean` knows."""
+        if scratch is None:
+            scratch = np.empty(min(CHUNK, stop - start), dtype=np.float64)
+        for lo in range(start, stop, CHUNK):
+            hi = min(lo + CHUNK, stop)
+            term, total = scratch[: hi - lo], self._total[lo:hi]
+            term[:] = self._vector[lo:hi]
+            term *= self._factor
+            if self._is_first:  # the first term is written, so that memory is touched once
+                np.add(term, MAGIC, out=total.view(np.float64))
+            else:
+                term += MAGIC
+                np.add(total, term.view(np.int64), out=total)
+
+    def begin(self) -> None:
+        """Fold it all, beside what the caller does."""
+        self._run = _beside().submit(self._fold_all)
+
+    def _fold_all(self) -> None:
+        size = self._vector.size
+        scratch = np.empty(min(CHUNK, size), dtype=np.float64)
+        while self._folded < size and not self._is_stopped:
+            stop = min(self._folded + CHUNK, size)
+            self.fold(self._folded, stop, scratch)
+            self._folded = stop
+
+    def wait(self) -> None:
+        """Wait until it is folded."""
+        assert self._run is not None
+        self._run.result()
+
+    def stop(self) -> int:
+        """Fold no further; return how many elements are in the sum, from the first."""
+        self._is_stopped = True
+        self.wait()
+        return self._folded
+
+
+@cache
+def _beside() -> ThreadPoolExecutor:
+    """Return the one thread that folds: more would take processors from whoever trains here."""
+    return ThreadPoolExecutor(1, thread_name_prefix="folding")

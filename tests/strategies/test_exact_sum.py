@@ -2,6 +2,7 @@
 
 import weakref
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from intramural.core.errors import AggregationError
 from intramural.core.layout import Vector
 from intramural.strategies import exact_sum
-from intramural.strategies.exact_sum import ExactSum, largest
+from intramural.strategies.exact_sum import ExactSum, _Folding, largest
 from intramural.strategies.exact_sum import _peak_bound as peak_bound
 
 BITS = 24
@@ -79,24 +80,58 @@ def test_chunks_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
         np.testing.assert_allclose(chunked, oracle, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch, small_chunks: None) -> None:
+    """Have every vector folded in beside what the caller does."""
+    monkeypatch.setattr(exact_sum, "BESIDE_MIN", 0)
+
+
+@pytest.mark.usefixtures("beside")
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
-def test_whether_a_vector_waits_for_the_next_changes_no_bit(
+def test_a_vector_folded_in_beside_the_caller_changes_no_bit(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(2)
     pairs = [(rng.standard_normal(37).astype(np.float32), w) for w in (1.0, 3.0, 7.0, 2.0, 5.0)]
-    waited = mean(pairs[:count])
-    monkeypatch.setattr(exact_sum, "WAITING_BYTES", 4 * 37 - 1)
-    assert mean(pairs[:count]).tobytes() == waited.tobytes()
+    found = {mean(pairs[:count]).tobytes() for _ in range(50)}  # stopped here and there
+    monkeypatch.setattr(exact_sum, "BESIDE_MIN", 4 * 37 + 1)
+    assert found == {mean(pairs[:count]).tobytes()}
     total_weight = sum(w for _, w in pairs[:count])
     oracle = sum(w * v.astype(np.float64) for v, w in pairs[:count]) / total_weight
-    np.testing.assert_allclose(waited, oracle, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(mean(pairs[:count]), oracle, rtol=1e-6, atol=1e-7)
 
 
-def test_of_vectors_one_waits_and_none_of_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("beside")
+@pytest.mark.parametrize("chunks", range(20))
+def test_a_folding_that_is_stopped_anywhere_is_ended_by_the_mean(
+    chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folded, fold = [], _Folding.fold
+
+    def fold_some(self: _Folding, start: int, stop: int, scratch: Any = None) -> None:
+        if len(folded) == chunks:
+            self._is_stopped = True  # as `mean` does, but after this chunk
+        folded.append((start, stop))
+        fold(self, start, stop, scratch)
+
+    rng = np.random.default_rng(3)
+    pairs = [(rng.standard_normal(37).astype(np.float32), w) for w in (1.0, 3.0)]
+    expected = mean(pairs).tobytes()
+    total = ExactSum(37, fraction_bits=BITS)
+    total.add(*pairs[0])
+    total.settle()
+    monkeypatch.setattr(_Folding, "fold", fold_some)
+    total.add(*pairs[1])
+    assert mean_of(total, 4.0).tobytes() == expected
+    assert sum(stop - start for start, stop in folded) == 37  # each element once
+
+
+@pytest.mark.usefixtures("beside")
+def test_of_what_was_added_the_last_alone_is_kept_and_nothing_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def kept(count: int) -> list[bool]:
-        """Return which of the vectors added are still in memory."""
+        """Return which of the vectors added may still be in memory."""
         total, found = ExactSum(3, fraction_bits=BITS), []
         for number in range(count):
             vector = np.full(3, float(number), np.float32)
@@ -109,8 +144,7 @@ def test_of_vectors_one_waits_and_none_of_large_ones(monkeypatch: pytest.MonkeyP
         return alive
 
     assert kept(3) == [False, False, True]
-    assert kept(4) == [False] * 4
-    monkeypatch.setattr(exact_sum, "WAITING_BYTES", 11)  # three numbers are 12 bytes
+    monkeypatch.setattr(exact_sum, "BESIDE_MAX", 11)  # three numbers are 12 bytes
     assert kept(3) == [False] * 3
 
 

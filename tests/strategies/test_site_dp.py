@@ -57,7 +57,7 @@ def updates(vectors: list[Vector]) -> list[Update]:
 
 def grid_sum(fold: Fold) -> NDArray[np.int64]:
     """Return the exact sum in grid units, as integers."""
-    fold.work._fold_waiting()
+    fold.work.settle()
     magic = np.int64((fold.work.terms * MAGIC_BITS + 2**63) % 2**64 - 2**63)
     return np.asarray(fold.work._sum - magic)
 
