@@ -1,12 +1,16 @@
 """Steps: a site's optimizer as a round uses it: set the rate, step, forget the gradients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from intramural.core.federation import Training
+
+ROWS_MIN = 1 << 20
+"""Numbers of an embedding of which gradients name only the rows that a batch has."""
 
 Step = Callable[[float], None]
 """Steps at a learning rate, and clears the gradients."""
@@ -55,6 +59,44 @@ def make_step(parameters: Sequence[nn.Parameter], settings: Training) -> Step:
     return step
 
 
+@contextmanager
+def rows_alone(
+    model: nn.Module, parameters: Sequence[nn.Parameter], settings: Training, *, is_corrected: bool
+) -> Iterator[None]:
+    """Have a large embedding's gradient name only the rows that a batch has, within.
+
+    Where a step is plain SGD the others stay as they are, and a gradient of zeros as large as the
+    vocabulary is neither made nor added. The rows are the same, but for the order in which those
+    of a token that comes twice are added.
+
+    Args:
+        model: What is trained.
+        parameters: Those that are.
+        settings: Of the training; what looks at whole gradients keeps them.
+        is_corrected: Whether gradients gain something before the step.
+    """
+    is_plain = settings.optimizer == "sgd" and not (
+        settings.momentum or settings.weight_decay or settings.gradient_clip or is_corrected
+    )
+    large = {id(p) for p in parameters if is_plain and p.ndim == 2 and p.numel() >= ROWS_MIN}
+    found = [m for m in model.modules() if large and _is_lookup(m, large)]
+    holders = [id(p) for m in model.modules() if found for p in m.parameters(recurse=False)]
+    # one that is an output layer's as well has a whole gradient in any case
+    found = [m for m in found if holders.count(id(m.weight)) == 1]
+    try:
+        for module in found:
+            module.sparse = True
+        yield
+    finally:
+        for module in found:
+            module.sparse = False
+
+
+def _is_lookup(module: nn.Module, large: set[int]) -> bool:
+    is_plain = type(module) is nn.Embedding and not (module.sparse or module.scale_grad_by_freq)
+    return is_plain and id(module.weight) in large
+
+
 class _Sgd:
     """PyTorch's SGD without the optimizer object, whose hooks cost a third of a small model's step.
 
@@ -69,7 +111,15 @@ class _Sgd:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        moved: list[Tensor] = [p for p in self._decay if p.grad is not None]
+        moved: list[Tensor] = []
+        for parameter in self._decay:
+            if parameter.grad is None:
+                continue
+            if parameter.grad.is_sparse:  # as `rows_alone` has it
+                parameter.add_(parameter.grad.coalesce(), alpha=-rate)
+                parameter.grad = None
+            else:
+                moved.append(parameter)
         if not moved:
             return
         gradients = [p.grad for p in moved if p.grad is not None]

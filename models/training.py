@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import fsum, isfinite
 from typing import Any
@@ -19,7 +19,7 @@ from intramural.core.seeds import derive_seed, generator
 from intramural.models.corrections import Corrections, Named
 from intramural.models.loading import Loaded
 from intramural.models.schedule import learning_rate
-from intramural.models.steps import make_step
+from intramural.models.steps import make_step, rows_alone
 from intramural.models.tasks import Batch, Task, Tokens
 
 Indices = list[int]
@@ -111,11 +111,14 @@ def train_round(
     losses: list[Tensor] = []
     if not all(module.training for module in model.modules()):
         model.train()  # not by its own word: a PEFT model trains while its base still does not
-    drawing = dropout_from(derive_seed(plan.seed, "dropout", plan.round, plan.site), loaded.device)
-    with drawing, trained_alone(loaded, plan.factor) as trained:
+    with ExitStack() as stack:
+        seed = derive_seed(plan.seed, "dropout", plan.round, plan.site)
+        stack.enter_context(dropout_from(seed, loaded.device))
+        trained = stack.enter_context(trained_alone(loaded, plan.factor))
         parameters = list(trained.values())
         optimizer_step = make_step(parameters, settings)
         correct = Corrections(trained, pull=settings.proximal, anchor=anchor, shift=shift)
+        stack.enter_context(rows_alone(model, parameters, settings, is_corrected=correct.is_any))
         for step, batch in enumerate(plan.batches(len(tokens))):
             progress = (plan.round - 1 + step / steps) / plan.rounds
             losses.append(_accumulate(loaded, task, tokens, batch, plan))
