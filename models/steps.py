@@ -1,7 +1,9 @@
 """Steps: a site's optimizer as a round uses it: set the rate, step, forget the gradients."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,8 +11,8 @@ from torch import Tensor, nn
 
 from intramural.core.federation import Training
 
-ROWS_MIN = 1 << 20
-"""Numbers of an embedding of which gradients name only the rows that a batch has."""
+LARGE = 1 << 20
+"""Numbers of a model, or an embedding, from which on `eager_steps` is worth its while."""
 
 Step = Callable[[float], None]
 """Steps at a learning rate, and clears the gradients."""
@@ -59,15 +61,35 @@ def make_step(parameters: Sequence[nn.Parameter], settings: Training) -> Step:
     return step
 
 
-@contextmanager
-def rows_alone(
-    model: nn.Module, parameters: Sequence[nn.Parameter], settings: Training, *, is_corrected: bool
-) -> Iterator[None]:
-    """Have a large embedding's gradient name only the rows that a batch has, within.
+@dataclass
+class Eager:
+    """What steps a parameter as soon as its gradient is whole, and forgets that."""
 
-    Where a step is plain SGD the others stay as they are, and a gradient of zeros as large as the
-    vocabulary is neither made nor added. The rows are the same, but for the order in which those
-    of a token that comes twice are added.
+    rate: float = 0.0
+    """Learning rate of the step."""
+    is_on: bool = False
+    """Whether the next gradients are a batch's whole ones."""
+
+    @torch.no_grad()
+    def step(self, parameter: Tensor) -> None:
+        """Step one parameter of plain SGD."""
+        if self.is_on and parameter.grad is not None:
+            _move(parameter, parameter.grad, self.rate)
+            parameter.grad = None
+
+
+@contextmanager
+def eager_steps(
+    model: nn.Module, parameters: Sequence[nn.Parameter], settings: Training, *, is_corrected: bool
+) -> Iterator[Eager]:
+    """Have a large model's steps of plain SGD taken on the way back, within, when `is_on`.
+
+    A layer's gradient is then used while it is at hand, and its memory goes to the next layer's:
+    the model's whole gradient never exists. No bit differs from a step at the end.
+
+    And a large embedding's gradient names only the rows that a batch has: the others stay as they
+    are, and zeros as many as the vocabulary are neither made nor added. The rows are the same, but
+    for the order in which those of a token that comes twice are added.
 
     Args:
         model: What is trained.
@@ -75,26 +97,41 @@ def rows_alone(
         settings: Of the training; what looks at whole gradients keeps them.
         is_corrected: Whether gradients gain something before the step.
     """
+    eager = Eager()
     is_plain = settings.optimizer == "sgd" and not (
         settings.momentum or settings.weight_decay or settings.gradient_clip or is_corrected
     )
-    large = {id(p) for p in parameters if is_plain and p.ndim == 2 and p.numel() >= ROWS_MIN}
-    found = [m for m in model.modules() if large and _is_lookup(m, large)]
-    holders = [id(p) for m in model.modules() if found for p in m.parameters(recurse=False)]
-    # one that is an output layer's as well has a whole gradient in any case
-    found = [m for m in found if holders.count(id(m.weight)) == 1]
+    if not is_plain or sum(p.numel() for p in parameters) < LARGE:
+        yield eager
+        return
+    lookups = _lookups(model, {id(p) for p in parameters if p.numel() >= LARGE})
+    hooks = [p.register_post_accumulate_grad_hook(eager.step) for p in parameters]
     try:
-        for module in found:
+        for module in lookups:
             module.sparse = True
-        yield
+        yield eager
     finally:
-        for module in found:
+        for module in lookups:
             module.sparse = False
+        for hook in hooks:
+            hook.remove()
 
 
-def _is_lookup(module: nn.Module, large: set[int]) -> bool:
-    is_plain = type(module) is nn.Embedding and not (module.sparse or module.scale_grad_by_freq)
-    return is_plain and id(module.weight) in large
+def _lookups(model: nn.Module, large: set[int]) -> list[nn.Embedding]:
+    """Return the embeddings of these parameters that are nothing else."""
+    holders = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    return [
+        module
+        for module in model.modules()
+        if type(module) is nn.Embedding
+        and not (module.sparse or module.scale_grad_by_freq)
+        and id(module.weight) in large
+        and holders[id(module.weight)] == 1  # an output layer's gradient is whole in any case
+    ]
+
+
+def _move(parameter: Tensor, gradient: Tensor, rate: float) -> None:
+    parameter.add_(gradient.coalesce() if gradient.is_sparse else gradient, alpha=-rate)
 
 
 class _Sgd:
@@ -115,8 +152,8 @@ class _Sgd:
         for parameter in self._decay:
             if parameter.grad is None:
                 continue
-            if parameter.grad.is_sparse:  # as `rows_alone` has it
-                parameter.add_(parameter.grad.coalesce(), alpha=-rate)
+            if parameter.grad.is_sparse:
+                _move(parameter, parameter.grad, rate)
                 parameter.grad = None
             else:
                 moved.append(parameter)

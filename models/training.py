@@ -19,7 +19,7 @@ from intramural.core.seeds import derive_seed, generator
 from intramural.models.corrections import Corrections, Named
 from intramural.models.loading import Loaded
 from intramural.models.schedule import learning_rate
-from intramural.models.steps import make_step, rows_alone
+from intramural.models.steps import Eager, eager_steps, make_step
 from intramural.models.tasks import Batch, Task, Tokens
 
 Indices = list[int]
@@ -118,14 +118,17 @@ def train_round(
         parameters = list(trained.values())
         optimizer_step = make_step(parameters, settings)
         correct = Corrections(trained, pull=settings.proximal, anchor=anchor, shift=shift)
-        stack.enter_context(rows_alone(model, parameters, settings, is_corrected=correct.is_any))
+        eager = stack.enter_context(
+            eager_steps(model, parameters, settings, is_corrected=correct.is_any)
+        )
         for step, batch in enumerate(plan.batches(len(tokens))):
             progress = (plan.round - 1 + step / steps) / plan.rounds
-            losses.append(_accumulate(loaded, task, tokens, batch, plan))
+            eager.rate = rate = learning_rate(settings, progress)
+            losses.append(_accumulate(loaded, task, tokens, batch, plan, eager=eager))
             if settings.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
             correct()
-            optimizer_step(learning_rate(settings, progress))
+            optimizer_step(rate)
     values = [sum(rows) / len(rows) for rows in (step.tolist() for step in losses)]
     for step, value in enumerate(values, start=1):
         if not isfinite(value):
@@ -159,14 +162,26 @@ def trained_alone(loaded: Loaded, factor: Factor | None) -> Iterator[dict[str, n
 
 
 def _accumulate(
-    loaded: Loaded, task: Task, tokens: Tokens, batch: Indices, plan: RoundPlan
+    loaded: Loaded,
+    task: Task,
+    tokens: Tokens,
+    batch: Indices,
+    plan: RoundPlan,
+    *,
+    eager: Eager | None = None,
 ) -> Tensor:
-    """Add the batch's mean gradient, micro-batch by micro-batch; return each row's loss."""
+    """Add the batch's mean gradient, micro-batch by micro-batch; return each row's loss.
+
+    `eager` takes the step at once, if it can and there is one micro-batch.
+    """
     rows_losses: list[Tensor] = []
     waste_max = PADDING_MAX.get(loaded.device.type, PADDING_MAX_ELSEWHERE)
     if not task.padded:
         waste_max = sys.maxsize
-    for rows in micro_batches(tokens, batch, rows_max=plan.micro_batch, waste_max=waste_max):
+    parts = list(micro_batches(tokens, batch, rows_max=plan.micro_batch, waste_max=waste_max))
+    if eager is not None:
+        eager.is_on = len(parts) == 1
+    for rows in parts:
         part = to_device(task.pad(tokens, rows), loaded.device)
         with precision(plan.training, loaded.device):
             losses = task.losses(loaded.model, part)
