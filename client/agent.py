@@ -229,7 +229,7 @@ class SiteAgent:
         return self.keeping.prepared(self.resident(), job, request)
 
     def _job_of(self, round_: int) -> Job:
-        tokens = self._tokens_of("train")
+        tokens = self.tokens_of("train")
         check_records(self.site.policy, len(tokens))
         plan = RoundPlan.of(
             self.federation,
@@ -279,7 +279,7 @@ class SiteAgent:
         )
 
     def _sums(self, request: EvaluateRequest) -> Sums:
-        tokens, resident = self._tokens_of(request.split), self.resident()
+        tokens, resident = self.tokens_of(request.split), self.resident()
         settings, size = self.federation.training, self.federation.evaluation.batch_size
         loaded, task = resident.loaded, resident.task
         self.keeping.write(resident, request)
@@ -334,7 +334,8 @@ class SiteAgent:
         bounded = self._guarded().bounded(getattr(self.splits(), split))
         return bounded[: self.federation.evaluation.records_max]
 
-    def _tokens_of(self, split: Split) -> Tokens:
+    def tokens_of(self, split: Split) -> Tokens:
+        """Return a split's records as tokens, made at first use and kept."""
         if split == "train" and split not in self._tokens:
             found = self._source.training_tokens(self.resident())
             if found is not None and len(found):

@@ -105,6 +105,17 @@ def agent_for(context: Context) -> "SiteAgent":
     return _agents[key]
 
 
+def prepare(context: Context) -> None:
+    """Make a simulated node's training records tokens, which it will be asked to train on.
+
+    Guarantees:
+        Under [privacy] nothing is read: a round's cost is charged before its records are.
+    """
+    agent = agent_for(context)
+    if agent.federation.privacy is None:
+        agent.tokens_of("train")
+
+
 @lru_cache(maxsize=4)
 def _path(folder: str) -> Path:
     """Return the same path each time: one keeps its hash, and others are looked up by it."""

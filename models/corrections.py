@@ -55,11 +55,6 @@ class Corrections:
             if shift is not None and name in shift:
                 self._shift[name] = like(parameter, shift[name])
 
-    @property
-    def is_any(self) -> bool:
-        """Whether a gradient gains anything at all."""
-        return bool(self._trained)
-
     @torch.no_grad()
     def __call__(self) -> None:
         """Add to the gradients; a parameter without one gets what is added."""

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from intramural.core.federation import Training
 
 LARGE = 1 << 20
-"""Numbers of a model, or an embedding, from which on `eager_steps` is worth its while."""
+"""Numbers of a model, or an embedding, from which on `Eager` is worth its while."""
 
 Step = Callable[[float], None]
 """Steps at a learning rate, and clears the gradients."""
@@ -61,28 +60,24 @@ def make_step(parameters: Sequence[nn.Parameter], settings: Training) -> Step:
     return step
 
 
-@dataclass
+def can_step_early(settings: Training, size: int) -> bool:
+    """Return whether `Eager` can take the steps of a model, and it is worth its while.
+
+    Args:
+        settings: Of the training; what looks at whole gradients needs them.
+        size: Numbers that are trained.
+    """
+    return size >= LARGE and not (
+        settings.optimizer != "sgd"
+        or settings.momentum
+        or settings.weight_decay
+        or settings.gradient_clip
+        or settings.proximal
+    )
+
+
 class Eager:
-    """What steps a parameter as soon as its gradient is whole, and forgets that."""
-
-    rate: float = 0.0
-    """Learning rate of the step."""
-    is_on: bool = False
-    """Whether the next gradients are a batch's whole ones."""
-
-    @torch.no_grad()
-    def step(self, parameter: Tensor) -> None:
-        """Step one parameter of plain SGD."""
-        if self.is_on and parameter.grad is not None:
-            _move(parameter, parameter.grad, self.rate)
-            parameter.grad = None
-
-
-@contextmanager
-def eager_steps(
-    model: nn.Module, parameters: Sequence[nn.Parameter], settings: Training, *, is_corrected: bool
-) -> Iterator[Eager]:
-    """Have a large model's steps of plain SGD taken on the way back, within, when `is_on`.
+    """Steps a parameter of plain SGD as soon as its gradient is whole, and forgets that.
 
     A layer's gradient is then used while it is at hand, and its memory goes to the next layer's:
     the model's whole gradient never exists. No bit differs from a step at the end.
@@ -90,31 +85,35 @@ def eager_steps(
     And a large embedding's gradient names only the rows that a batch has: the others stay as they
     are, and zeros as many as the vocabulary are neither made nor added. The rows are the same, but
     for the order in which those of a token that comes twice are added.
-
-    Args:
-        model: What is trained.
-        parameters: Those that are.
-        settings: Of the training; what looks at whole gradients keeps them.
-        is_corrected: Whether gradients gain something before the step.
     """
-    eager = Eager()
-    is_plain = settings.optimizer == "sgd" and not (
-        settings.momentum or settings.weight_decay or settings.gradient_clip or is_corrected
-    )
-    if not is_plain or sum(p.numel() for p in parameters) < LARGE:
-        yield eager
-        return
-    lookups = _lookups(model, {id(p) for p in parameters if p.numel() >= LARGE})
-    hooks = [p.register_post_accumulate_grad_hook(eager.step) for p in parameters]
-    try:
-        for module in lookups:
-            module.sparse = True
-        yield eager
-    finally:
-        for module in lookups:
-            module.sparse = False
-        for hook in hooks:
-            hook.remove()
+
+    def __init__(self) -> None:
+        """Do nothing yet."""
+        self.rate = 0.0
+        """Learning rate of the step."""
+        self.is_on = False
+        """Whether the next gradients are a batch's whole ones."""
+
+    @contextmanager
+    def stepping(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Take the steps within, when it `is_on`; what it leaves `make_step`'s step takes."""
+        lookups = _lookups(model, {id(p) for p in parameters if p.numel() >= LARGE})
+        hooks = [p.register_post_accumulate_grad_hook(self._step) for p in parameters]
+        try:
+            for module in lookups:
+                module.sparse = True
+            yield
+        finally:
+            for module in lookups:
+                module.sparse = False
+            for hook in hooks:
+                hook.remove()
+
+    @torch.no_grad()
+    def _step(self, parameter: Tensor) -> None:
+        if self.is_on and parameter.grad is not None:
+            _move(parameter, parameter.grad, self.rate)
+            parameter.grad = None
 
 
 def _lookups(model: nn.Module, large: set[int]) -> list[nn.Embedding]:
@@ -148,18 +147,15 @@ class _Sgd:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        moved: list[Tensor] = []
-        for parameter in self._decay:
-            if parameter.grad is None:
-                continue
-            if parameter.grad.is_sparse:
-                _move(parameter, parameter.grad, rate)
-                parameter.grad = None
-            else:
-                moved.append(parameter)
+        moved: list[Tensor] = [p for p in self._decay if p.grad is not None]
         if not moved:
             return
         gradients = [p.grad for p in moved if p.grad is not None]
+        if any(gradient.is_sparse for gradient in gradients):  # plain SGD, as `Eager` has it
+            for parameter, gradient in zip(moved, gradients, strict=True):
+                _move(parameter, gradient, rate)
+                parameter.grad = None
+            return
         for parameter, gradient in zip(moved, gradients, strict=True):
             if decay := self._decay[parameter]:
                 gradient.add_(parameter, alpha=decay)

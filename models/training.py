@@ -19,7 +19,7 @@ from intramural.core.seeds import derive_seed, generator
 from intramural.models.corrections import Corrections, Named
 from intramural.models.loading import Loaded
 from intramural.models.schedule import learning_rate
-from intramural.models.steps import Eager, eager_steps, make_step
+from intramural.models.steps import Eager, can_step_early, make_step
 from intramural.models.tasks import Batch, Task, Tokens
 
 Indices = list[int]
@@ -111,16 +111,13 @@ def train_round(
     losses: list[Tensor] = []
     if not all(module.training for module in model.modules()):
         model.train()  # not by its own word: a PEFT model trains while its base still does not
-    with ExitStack() as stack:
-        seed = derive_seed(plan.seed, "dropout", plan.round, plan.site)
-        stack.enter_context(dropout_from(seed, loaded.device))
-        trained = stack.enter_context(trained_alone(loaded, plan.factor))
-        parameters = list(trained.values())
+    drawing = dropout_from(derive_seed(plan.seed, "dropout", plan.round, plan.site), loaded.device)
+    with drawing, trained_alone(loaded, plan.factor) as trained, ExitStack() as stack:
+        parameters, eager = list(trained.values()), Eager()
+        if not shift and can_step_early(settings, loaded.exchange.trained_layout.size):
+            stack.enter_context(eager.stepping(model, parameters))
         optimizer_step = make_step(parameters, settings)
         correct = Corrections(trained, pull=settings.proximal, anchor=anchor, shift=shift)
-        eager = stack.enter_context(
-            eager_steps(model, parameters, settings, is_corrected=correct.is_any)
-        )
         for step, batch in enumerate(plan.batches(len(tokens))):
             progress = (plan.round - 1 + step / steps) / plan.rounds
             eager.rate = rate = learning_rate(settings, progress)

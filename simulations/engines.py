@@ -136,12 +136,14 @@ def _grid(work: Work, settings: dict[str, Any]) -> Iterator[Grid]:
         with pool, lent_by(pool.lend):
             yield pool
         return
-    from intramural.client.app import app
+    from intramural.client.app import app, prepare
     from intramural.simulations.inprocess import InProcessGrid, lend
 
     keep_freed_memory()  # not in the pool, where several processes would keep it
 
-    grid: Grid = InProcessGrid(app, nodes, run_config=settings, observe=work.observe)
+    grid: Grid = InProcessGrid(
+        app, nodes, run_config=settings, observe=work.observe, prepare=prepare
+    )
     if work.engine == "batched":
         from intramural.simulations.batched import BatchedGrid, check_batched
 

@@ -1,19 +1,25 @@
 """In-process Grid: the real ServerApp and ClientApp objects in one process, no Ray, no polling.
 
-A message runs when its reply is asked for, one at a time, so the coordinator folds one update while
-no other exists: memory does not grow with the number of sites.
+A message runs when its reply is asked for, one at a time: memory does not grow with the number of
+sites. Where one takes long, what the next node can do without its message is done beside it.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from intramural.simulations.grid import LocalGrid, Nodes, Observe, States
+
+
+AHEAD_MIN_S = 0.05
+"""A delivery that takes less leaves nothing to win beside it."""
 
 
 class InProcessGrid(LocalGrid):
@@ -28,6 +34,7 @@ class InProcessGrid(LocalGrid):
         before: Callable[[Message], None] | None = None,
         observe: Observe | None = None,
         states: Path | None = None,
+        prepare: Callable[[Context], None] | None = None,
     ) -> None:
         """Make a grid of `nodes` nodes, numbered from 1.
 
@@ -39,11 +46,17 @@ class InProcessGrid(LocalGrid):
                 exception it raises becomes the node's error reply.
             observe: Told of each delivery.
             states: Folder that keeps the nodes' states; None: a temporary one, made when needed.
+            prepare: Called in another thread with the context of the node whose message is next,
+                while one that takes long is delivered; what it raises is dropped.
         """
         home = Nodes(count=nodes, run_config=dict(run_config), states=States(states))
         super().__init__(home, before=before, observe=observe)
         self._app = client_app
         self._queue: dict[str, Message] = {}
+        self._prepare = prepare
+        self._prepared: Future[None] | None = None
+        self._took_s = 0.0
+        """Of the last delivery."""
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages; they run when their replies are pulled."""
@@ -64,11 +77,29 @@ class InProcessGrid(LocalGrid):
         began_s = time.monotonic()
         error = self._prevented(message)
         if error is None:
+            self._prepare_next()
             reply = self._home.run(self._app, message)
         else:
             reply = Message(error, reply_to=message)
-        self._note(message, reply, worker=0, began_s=began_s, ended_s=time.monotonic())
+        ended_s = time.monotonic()
+        self._took_s = ended_s - began_s
+        self._note(message, reply, worker=0, began_s=began_s, ended_s=ended_s)
         return reply
+
+    def _prepare_next(self) -> None:
+        """Wait until this message's node is prepared, and begin with the next one's."""
+        if self._prepared is not None:
+            self._prepared.exception()  # the node itself tells what is wrong
+            self._prepared = None
+        following = next(iter(self._queue.values()), None)
+        if self._prepare is not None and following is not None and self._took_s > AHEAD_MIN_S:
+            context = self._home.context(following.metadata.dst_node_id)
+            self._prepared = _beside().submit(self._prepare, context)
+
+
+@cache
+def _beside() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="prepare")
 
 
 def lend(nbytes: int) -> memoryview:

@@ -54,10 +54,7 @@ def _peak_bound(chunk: Vector) -> float:
 
 
 def _reach(vector: Vector, factor: float, limit: float) -> float:
-    """Return a bound of the terms' magnitudes: a quick one, or the least if that is not below.
-
-    NaN if a value is, and then only if `limit` is not infinite.
-    """
+    """Return a bound of the terms' magnitudes, or one that is not below the limit; maybe a NaN."""
 
     def part(start: int, stop: int) -> float:
         found = 0.0
@@ -71,7 +68,8 @@ def _reach(vector: Vector, factor: float, limit: float) -> float:
             found = max(found, reach)
         return found
 
-    return float(np.max(_in_parts(vector.size, part)))  # np.max hands a NaN on
+    parts = _in_parts(vector.size, part)
+    return next((reach for reach in parts if not reach < limit), max(parts))
 
 
 def largest(vector: Vector) -> float:

@@ -336,7 +336,7 @@ def test_no_record_s_text_is_told_whatever_breaks(
 
     assert CANARY in desk._agents[of.config.digest].splits().train[0].text
     answers = []
-    for name, spoiled in (("_tokens_of", broken), ("layout", property(broken))):
+    for name, spoiled in (("tokens_of", broken), ("layout", property(broken))):
         question = of.train(2)
         monkeypatch.setattr(SiteAgent, name, spoiled)
         answers.append(desk.answer(of.envelope, question))

@@ -91,7 +91,7 @@ def kept(of: SiteAgent, round_: int) -> dict[str, Vector]:
 
 def slope_of(of: SiteAgent, sent: Vector) -> Callable[[Point], Point]:
     """Return the gradient of the site's loss by all that is trained, on all its records."""
-    tokens = of._tokens_of("train")
+    tokens = of.tokens_of("train")
 
     def gradient(at: Point) -> Point:
         resident = of.resident()
@@ -198,7 +198,7 @@ def test_a_site_tests_what_was_sent_with_its_own_part(tmp_path: Path, bert: Path
     losses = {}
     for name, own in (("own", kept(of, 1)["own"]), ("initial", None)):
         loaded.exchange.write(sent, own)
-        tokens = of._tokens_of("test")
+        tokens = of.tokens_of("test")
         sums = evaluate(loaded, task, tokens, batch_size=64, training=config.training)
         losses[name] = metrics_of("classification", sums)["loss"]
     assert abs(losses["own"] - losses["initial"]) > 1e-3
@@ -233,7 +233,7 @@ def test_ditto_trains_a_model_beside_and_changes_nothing_that_leaves(
     assert mine is not None
     resident = of.resident()
     resident.loaded.exchange.write_trained(kept(of, 2)["model"])
-    tokens, training = of._tokens_of("test"), config.training
+    tokens, training = of.tokens_of("test"), config.training
     expected = evaluate(resident.loaded, resident.task, tokens, batch_size=64, training=training)
     assert mine == expected
     plain_sums = {n: c for n, c in told.sums.counts.items() if not n.startswith(PERSONAL)}
@@ -312,6 +312,6 @@ def test_what_was_kept_at_another_rank_is_refused(tmp_path: Path, bert: Path) ->
 def test_a_plan_s_batches_are_whole_here(tmp_path: Path, bert: Path) -> None:
     # or the gradients above would be functions of more than the parameters
     of = agent(tmp_path, made(bert))
-    count = len(of._tokens_of("train"))
+    count = len(of.tokens_of("train"))
     plan = RoundPlan.of(of.federation, round=1, site="a", micro_batch=None)
     assert [sorted(batch) for batch in plan.batches(count)] == [list(range(count))] * 3

@@ -19,7 +19,7 @@ from intramural.models.tasks import Tokens
 
 FAULTS = "faults"
 
-tokens_of = SiteAgent._tokens_of
+tokens_of = SiteAgent.tokens_of
 
 
 def next_fault(path: Path) -> str:
@@ -45,5 +45,5 @@ def faulty(self: SiteAgent, split: Split) -> Tokens:
 
 
 if __name__ == "__main__":
-    SiteAgent._tokens_of = faulty  # type: ignore[method-assign]
+    SiteAgent.tokens_of = faulty  # type: ignore[method-assign]
     sys.exit(worker.main())
