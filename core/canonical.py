@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHUNK_BYTES = 1 << 20
+PIECE_BYTES = 1 << 23
+"""Bytes of a vector that are hashed at once; the digests of larger ones depend on it."""
+HASHERS_MAX = 4
+"""Threads that hash a vector's pieces."""
 _ENCODER = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
 )
@@ -34,8 +40,25 @@ def digest_json(value: Any) -> str:
 
 
 def digest_vector(vector: NDArray[np.float32]) -> str:
-    """Return the digest of a float32 vector's little-endian bytes."""
-    return digest_bytes(np.ascontiguousarray(vector, dtype="<f4").data.cast("B"))
+    """Return the digest of a float32 vector's little-endian bytes.
+
+    Of more than `PIECE_BYTES` it is that of the pieces' digests, 32 bytes each, one after the
+    other: pieces are hashed on several processors at once.
+    """
+    content = np.ascontiguousarray(vector, dtype="<f4").data.cast("B")
+    if len(content) <= PIECE_BYTES:
+        return digest_bytes(content)
+    pieces = [content[at : at + PIECE_BYTES] for at in range(0, len(content), PIECE_BYTES)]
+    return digest_bytes(b"".join(_hashers().map(_sha256, pieces)))
+
+
+def _sha256(content: memoryview) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+@cache
+def _hashers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(HASHERS_MAX, thread_name_prefix="digest")
 
 
 def digest_file(path: Path) -> str:

@@ -98,7 +98,7 @@ class Eager:
     def stepping(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         """Take the steps within, when it `is_on`; what it leaves `make_step`'s step takes."""
         lookups = _lookups(model, {id(p) for p in parameters if p.numel() >= LARGE})
-        hooks = [p.register_post_accumulate_grad_hook(self._step) for p in parameters]
+        hooks = [p.register_post_accumulate_grad_hook(self._step) for p in parameters]  # type: ignore[no-untyped-call]
         try:
             for module in lookups:
                 module.sparse = True

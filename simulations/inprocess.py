@@ -17,7 +17,6 @@ from flwr.clientapp import ClientApp
 
 from intramural.simulations.grid import LocalGrid, Nodes, Observe, States
 
-
 AHEAD_MIN_S = 0.05
 """A delivery that takes less leaves nothing to win beside it."""
 

@@ -136,10 +136,11 @@ class ExactSum:
             _in_parts(self.size, folding.fold)
 
     def settle(self) -> None:
-        """Wait until all that was added is in the sum, and let go of it."""
-        if self._last is not None:
-            self._last.wait()
-            self._last = None
+        """Have all that was added in the sum, and let go of it."""
+        last, self._last = self._last, None
+        if last is not None and (folded := last.stop()) < self.size:
+            left = self.size - folded  # for all threads: now somebody waits
+            _in_parts(left, lambda start, stop: last.fold(folded + start, folded + stop))
 
     def mean(self, total_weight: float, *, out: Vector, plus: Vector | None = None) -> None:
         """Write the sum over `total_weight` into `out`, shape `(size,)`, and start at zero again.
@@ -217,15 +218,11 @@ class _Folding:
             self.fold(self._folded, stop, scratch)
             self._folded = stop
 
-    def wait(self) -> None:
-        """Wait until it is folded."""
-        assert self._run is not None
-        self._run.result()
-
     def stop(self) -> int:
         """Fold no further; return how many elements are in the sum, from the first."""
+        assert self._run is not None
         self._is_stopped = True
-        self.wait()
+        self._run.result()
         return self._folded
 
 

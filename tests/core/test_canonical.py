@@ -88,6 +88,18 @@ def test_digest_of_a_vector_is_that_of_its_little_endian_floats() -> None:
     assert digest_vector(strided) == expected
 
 
+@pytest.mark.parametrize("more", [0, 1, 2**21, 2**21 + 1, 2**22])
+def test_digest_of_a_large_vector_is_that_of_the_digests_of_its_eight_mib_pieces(more: int) -> None:
+    vector = np.arange(2**21 + more, dtype=np.float32)  # 8 MiB, and four bytes for each one more
+    content = vector.tobytes()
+    if not more:
+        assert digest_vector(vector) == sha256(content)
+        return
+    pieces = [content[:8388608], content[8388608:16777216], content[16777216:]]
+    digests = b"".join(hashlib.sha256(piece).digest() for piece in pieces if piece)
+    assert digest_vector(vector) == sha256(digests)
+
+
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1])
 def test_digest_of_a_file_is_that_of_its_bytes_over_chunk_edges(tmp_path: Path, size: int) -> None:
     path = tmp_path / "weights"

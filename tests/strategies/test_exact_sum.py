@@ -103,27 +103,30 @@ def test_a_vector_folded_in_beside_the_caller_changes_no_bit(
 
 @pytest.mark.usefixtures("beside")
 @pytest.mark.parametrize("chunks", range(20))
-def test_a_folding_that_is_stopped_anywhere_is_ended_by_the_mean(
-    chunks: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_folding_that_is_stopped_anywhere_is_ended_by_the_next_or_the_mean(
+    after: int, chunks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folded, fold = [], _Folding.fold
+    folded: list[int] = []
+    fold = _Folding.fold
 
     def fold_some(self: _Folding, start: int, stop: int, scratch: Any = None) -> None:
         if len(folded) == chunks:
-            self._is_stopped = True  # as `mean` does, but after this chunk
-        folded.append((start, stop))
+            self._is_stopped = True  # as whoever waits does, but after this chunk
+        folded.append(stop - start)
         fold(self, start, stop, scratch)
 
     rng = np.random.default_rng(3)
-    pairs = [(rng.standard_normal(37).astype(np.float32), w) for w in (1.0, 3.0)]
+    pairs = [(rng.standard_normal(37).astype(np.float32), w) for w in (1.0, 3.0, 7.0)][: 2 + after]
     expected = mean(pairs).tobytes()
     total = ExactSum(37, fraction_bits=BITS)
     total.add(*pairs[0])
     total.settle()
     monkeypatch.setattr(_Folding, "fold", fold_some)
-    total.add(*pairs[1])
-    assert mean_of(total, 4.0).tobytes() == expected
-    assert sum(stop - start for start, stop in folded) == 37  # each element once
+    for pair in pairs[1:]:
+        total.add(*pair)
+    assert mean_of(total, sum(weight for _, weight in pairs)).tobytes() == expected
+    assert sum(folded) == 37 * (1 + after)  # each element once
 
 
 @pytest.mark.usefixtures("beside")
