@@ -1,14 +1,18 @@
-"""A worker's slots: a reply's vector is written there once, and nothing that is read is changed."""
+"""What is sent is written once, where it is sent from, and nothing that is read is changed."""
 
+import gc
+import os
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
+import pytest
 from flwr.app import ConfigRecord, RecordDict
 
 from intramural.core.layout import lent_by, wire_bytes, written, written_to_send
 from intramural.core.wire import encode_vector
-from intramural.simulations.broadcast import Block, put_together, take_apart
+from intramural.simulations.broadcast import Block, Lender, put_together, take_apart
+from intramural.simulations.pool_hand import Slot
 from intramural.simulations.pool_worker import Job, Slots
 
 
@@ -108,3 +112,49 @@ def test_without_a_lender_a_reply_lies_in_bytes_of_its_own() -> None:
     assert isinstance(wire_bytes(vector), bytes)
     with lent_by(lambda nbytes: None):
         assert isinstance(wire_bytes(written_to_send(3, filled(4.0))), bytes)
+
+
+def test_a_slot_that_is_read_when_it_is_let_go_waits_once() -> None:
+    for is_read_longer in (False, True):
+        slot, memory = Slot(0, is_free=False), Block.of_size(12).map()
+        reader = memoryview(memory)
+        slot.let_go(memory)
+        assert not slot.is_free
+        if not is_read_longer:
+            reader.release()
+        slot.settle()
+        assert (slot.is_free, slot.fresh) == (True, is_read_longer)
+        assert memory.closed is not is_read_longer
+        reader.release()
+
+
+def test_a_slot_that_nobody_reads_is_free_at_once() -> None:
+    slot = Slot(0, is_free=False)
+    slot.let_go(Block.of_size(12).map())
+    assert (slot.is_free, slot.fresh) == (True, False)
+    busy = Slot(1, is_free=False)
+    busy.settle()  # a worker is about to write there
+    assert not busy.is_free
+
+
+def test_a_lent_vector_lies_in_the_block_that_is_sent_and_its_end_closes_that() -> None:
+    lender = Lender()
+    with lent_by(lender.lend):
+        vector, other = written_to_send(3, filled(2.0)), written_to_send(3, filled(3.0))
+    form, parts = take_apart(content(vector))
+    block = lender.block_of(parts[0])
+    assert block is not None
+    assert read(block.descriptor, content(vector)) == [2.0] * 3
+    assert lender.block_of(parts[0][:4]) is None  # a part of it
+    assert lender.block_of(wire_bytes(written(3, filled(2.0)))) is None
+    descriptor = block.descriptor
+    del vector, parts, form
+    gc.collect()
+    assert block.descriptor == -1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    kept = lender.block_of(wire_bytes(other))
+    lender.close()
+    assert kept is not None
+    assert kept.descriptor == -1
+    assert other.tolist() == [3.0] * 3
