@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from intramural.core.layout import Layout, Vector, written, written_to_send
+from intramural.core.layout import Layout, Vector, written_to_send
 from intramural.core.route import CONTROL, RESIDUAL
 from intramural.models.residual import FrozenWeights
 
@@ -57,13 +57,15 @@ class Exchange:
         """
 
         def copy(out: Vector) -> None:
+            if not self.is_plain:
+                out[:] = 0.0
             for slot in self.layout.slots():
                 if slot.name in self.parameters:
                     values = self._values(slot.name)
                     whole = out[slot.start : slot.stop].reshape(slot.shape)
                     whole[_corner(values.shape)] = values
 
-        return written(self.layout.size, copy)
+        return written_to_send(self.layout.size, copy)
 
     def read_own(self) -> Vector:
         """Return a copy of what stays here, shape `(own_layout.size,)`."""

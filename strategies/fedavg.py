@@ -71,7 +71,7 @@ class FedAvg:
         return min(update.weight, self.weight_cap or update.weight)
 
     def begin(self, state: State, current: Vector, *, round: int) -> Fold:
-        """Open a round; it holds two models of memory, whatever the number of sites."""
+        """Open a round; it holds two models and one update, whatever the number of sites."""
         total, self._idle = self._idle, None
         if total is None or total.size != current.size:
             total = ExactSum(current.size, fraction_bits=FRACTION_BITS[self.weights])

@@ -67,7 +67,7 @@ class FedNova:
         self._steps_max = steps_max
 
     def begin(self, state: State, current: Vector, *, round: int) -> Fold:
-        """Open a round; it holds two models of memory."""
+        """Open a round; it holds two models of memory and an update."""
         total = ExactSum(current.size, fraction_bits=FRACTION_BITS[self._mean.weights])
         lengths: list[float] = []
         return Fold(round=round, current=current, state=state, work=(total, lengths))

@@ -68,6 +68,8 @@ class Rule(Protocol):
     def add(self, fold: Fold, update: Update) -> None:
         """Fold one update in. The order of updates does not change the result.
 
+        Its vector may be read until the next one is added: whoever made it leaves it as it is.
+
         Raises:
             AggregationError: The update cannot be used; the fold is as before.
         """

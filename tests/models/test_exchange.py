@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from intramural.core.errors import ModelError, WireError
+from intramural.core.layout import lent_by
 from intramural.core.route import Part, uplink
 from intramural.models.base import resolve_base
 from intramural.models.exchange import Exchange
@@ -128,6 +129,16 @@ def test_control_variates_come_with_the_parameters_and_go_into_none(bert: Path) 
     np.testing.assert_array_equal(exchange.read()[:size], vector[:size])
     found = np.concatenate([c.reshape(-1) for c in exchange.controls(vector).values()])
     np.testing.assert_array_equal(found, vector[size:])
+
+
+def test_what_no_parameter_fills_is_zeros_in_lent_memory_too(bert: Path) -> None:
+    def used(nbytes: int) -> memoryview:
+        return memoryview(bytearray(b"\x7f" * nbytes))
+
+    for loaded in (of_rule(bert, "scaffold"), of_rule(bert, "flora", rank=3)):
+        expected = loaded.exchange.read().tobytes()
+        with lent_by(used):
+            assert loaded.exchange.read().tobytes() == expected
 
 
 def test_a_smaller_rank_takes_the_first_rows_and_columns_and_gives_zeros_for_the_rest(
