@@ -94,25 +94,30 @@ def agent_for(context: Context) -> "SiteAgent":
         raise Refused("the node names no worker; start the site with `intramural client up`")
     number, sites = (int(context.node_config[key]) for key in ("partition-id", "num-partitions"))
     key = (str(folder), number, manifest)
-    if key not in _agents:
+    agent = _agents.pop(key, None)  # and put in again: the last one is the last to go
+    if agent is None:
         # here: it imports torch, which takes seconds
         from intramural.client.simulated import simulated_agent
 
-        _agents[key] = simulated_agent(_path(str(folder)), number, sites, _federation(manifest))
-        while len(_agents) > AGENTS_MAX:
-            _agents.popitem(last=False)
-    _agents.move_to_end(key)
-    return _agents[key]
+        agent = simulated_agent(_path(str(folder)), number, sites, _federation(manifest))
+    _agents[key] = agent
+    while len(_agents) > AGENTS_MAX:
+        _agents.popitem(last=False)
+    return agent
 
 
 def prepare(context: Context) -> None:
-    """Make a simulated node's training records tokens, which it will be asked to train on.
+    """Make tokens of a simulated node's training records, which it will be asked to train on.
+
+    For a thread beside the one that trains: another node has trained here, so that the federation's
+    model and a population's tokens are there. A site with a rank of its own may want another model,
+    which is not for two threads to build.
 
     Guarantees:
         Under [privacy] nothing is read: a round's cost is charged before its records are.
     """
     agent = agent_for(context)
-    if agent.federation.privacy is None:
+    if agent.federation.privacy is None and agent.site.compute.rank is None:
         agent.tokens_of("train")
 
 

@@ -73,6 +73,7 @@ def can_step_early(settings: Training, size: int) -> bool:
         or settings.weight_decay
         or settings.gradient_clip
         or settings.proximal
+        or settings.gradient_checkpointing  # a layer is run again on the way back, as it was
     )
 
 
@@ -125,6 +126,7 @@ def _lookups(model: nn.Module, large: set[int]) -> list[nn.Embedding]:
         if type(module) is nn.Embedding
         and not (module.sparse or module.scale_grad_by_freq)
         and id(module.weight) in large
+        and module.weight.device.type in ("cpu", "cuda")
         and holders[id(module.weight)] == 1  # an output layer's gradient is whole in any case
     ]
 

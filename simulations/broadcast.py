@@ -163,7 +163,7 @@ class Lender:
         view = memoryview(memory)[:nbytes]
         address = _address(view)
         self._blocks[address] = block
-        weakref.finalize(memory, self._forget, address)
+        weakref.finalize(memory, self._forget, address, block)
         return view
 
     def block_of(self, part: bytes | memoryview) -> Block | None:
@@ -173,12 +173,13 @@ class Lender:
 
     def close(self) -> None:
         """Close all blocks; memory that is still read stays."""
-        for address in list(self._blocks):
-            self._forget(address)
+        for address, block in list(self._blocks.items()):
+            self._forget(address, block)
 
-    def _forget(self, address: int) -> None:
-        if (block := self._blocks.pop(address, None)) is not None:
-            block.close()
+    def _forget(self, address: int, block: Block) -> None:
+        block.close()
+        if self._blocks.get(address) is block:  # or a new one lies there already
+            del self._blocks[address]
 
 
 def let_go(memory: mmap.mmap) -> bool:

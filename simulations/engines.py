@@ -141,15 +141,15 @@ def _grid(work: Work, settings: dict[str, Any]) -> Iterator[Grid]:
 
     keep_freed_memory()  # not in the pool, where several processes would keep it
 
-    grid: Grid = InProcessGrid(
-        app, nodes, run_config=settings, observe=work.observe, prepare=prepare
-    )
+    grid: Grid
     if work.engine == "batched":
         from intramural.simulations.batched import BatchedGrid, check_batched
 
         template = work.deal.template
         check_batched(work.deal.federation, places=template.model, device=template.compute.device)
         grid = BatchedGrid(app, nodes, run_config=settings, observe=work.observe)
+    else:
+        grid = InProcessGrid(app, nodes, run_config=settings, observe=work.observe, prepare=prepare)
     with lent_by(lend):
         yield grid
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, Message
+from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
 
 from intramural.simulations.grid import LocalGrid, Nodes, Observe, States
 
 AHEAD_MIN_S = 0.05
-"""A delivery that takes less leaves nothing to win beside it."""
+"""A training that takes less leaves nothing to win beside it."""
 
 
 class InProcessGrid(LocalGrid):
@@ -45,8 +45,8 @@ class InProcessGrid(LocalGrid):
                 exception it raises becomes the node's error reply.
             observe: Told of each delivery.
             states: Folder that keeps the nodes' states; None: a temporary one, made when needed.
-            prepare: Called in another thread with the context of the node whose message is next,
-                while one that takes long is delivered; what it raises is dropped.
+            prepare: Called in another thread with the context of the node that trains next, while
+                a message is delivered, once a training took long; what it raises is dropped.
         """
         home = Nodes(count=nodes, run_config=dict(run_config), states=States(states))
         super().__init__(home, before=before, observe=observe)
@@ -55,7 +55,7 @@ class InProcessGrid(LocalGrid):
         self._prepare = prepare
         self._prepared: Future[None] | None = None
         self._took_s = 0.0
-        """Of the last delivery."""
+        """Of the last training that was delivered."""
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages; they run when their replies are pulled."""
@@ -81,7 +81,8 @@ class InProcessGrid(LocalGrid):
         else:
             reply = Message(error, reply_to=message)
         ended_s = time.monotonic()
-        self._took_s = ended_s - began_s
+        if message.metadata.message_type == MessageType.TRAIN:
+            self._took_s = ended_s - began_s
         self._note(message, reply, worker=0, began_s=began_s, ended_s=ended_s)
         return reply
 
@@ -91,7 +92,9 @@ class InProcessGrid(LocalGrid):
             self._prepared.exception()  # the node itself tells what is wrong
             self._prepared = None
         following = next(iter(self._queue.values()), None)
-        if self._prepare is not None and following is not None and self._took_s > AHEAD_MIN_S:
+        if self._prepare is None or following is None or self._took_s <= AHEAD_MIN_S:
+            return
+        if following.metadata.message_type == MessageType.TRAIN:
             context = self._home.context(following.metadata.dst_node_id)
             self._prepared = _beside().submit(self._prepare, context)
 

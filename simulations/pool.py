@@ -199,6 +199,13 @@ class PoolGrid(LocalGrid):
             self._worker_of[node] = hand
         return [self._worker_of[message.metadata.dst_node_id] for message in messages]
 
+    def _look_again(self) -> None:
+        """Have more messages sent where a slot is read no more."""
+        for hand in self._hands:
+            for slot in hand.slots:
+                slot.look_again()
+            hand.feed()
+
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Yield the replies in the order in which their messages were pushed; wait for each.
 
@@ -229,6 +236,7 @@ class PoolGrid(LocalGrid):
             if task is None or not self._await(task, deadline_s):
                 continue
             del self._tasks[message_id]
+            self._look_again()
             try:
                 yield self._reply(task)
             finally:

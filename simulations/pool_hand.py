@@ -93,6 +93,11 @@ class Slot:
         else:
             self._read = memory
 
+    def look_again(self) -> None:
+        """Free the slot if its memory is not read any more."""
+        if self._read is not None and let_go(self._read):
+            self._read, self.is_free = None, True
+
     def settle(self) -> None:
         """Free the slot now; memory that is still read is left to whoever reads it."""
         memory, self._read = self._read, None

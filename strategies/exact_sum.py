@@ -217,12 +217,14 @@ class _Folding:
             stop = min(self._folded + CHUNK, size)
             self.fold(self._folded, stop, scratch)
             self._folded = stop
+        if self._folded == size:
+            self._vector = np.empty(0, dtype=np.float32)  # somebody may wait for its memory
 
     def stop(self) -> int:
         """Fold no further; return how many elements are in the sum, from the first."""
         assert self._run is not None
         self._is_stopped = True
-        self._run.result()
+        self._run.exception()  # whoever folds the rest meets it, too
         return self._folded
 
 

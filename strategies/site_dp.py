@@ -93,7 +93,7 @@ class SiteDPFedAvg:
         """The last round's sum, kept for its memory alone, as `FedAvg` does."""
 
     def begin(self, state: State, current: Vector, *, round: int) -> Fold:
-        """Open a round; it holds two models of memory, and a third while noise is added."""
+        """Open a round; it holds two models of memory, and an update or the noise."""
         total, self._idle = self._idle, None
         if total is None or total.size != current.size:
             total = ExactSum(current.size, fraction_bits=self._fraction_bits)
@@ -132,8 +132,9 @@ class SiteDPFedAvg:
         """
         if not fold.sites:
             raise AggregationError("no update to aggregate; lower sites.min or wait for sites")
-        # not named, so that its memory is gone before the result's is taken
+        # not named and not kept, so that its memory is gone before the result's is taken
         fold.work.add(self._noise(fold.current.size, self.noise_std), 1.0)
+        fold.work.settle()
         fold.weight = float(self.divisor)
         following = self._average.finish(fold)
         self._idle = fold.work

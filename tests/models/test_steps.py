@@ -161,6 +161,7 @@ def test_an_output_layer_s_embedding_has_a_whole_gradient(monkeypatch: pytest.Mo
         {"weight_decay": 0.1},
         {"gradient_clip": 1.0},
         {"proximal": 0.1},
+        {"gradient_checkpointing": True},
         {"optimizer": "adamw"},
     ],
 )

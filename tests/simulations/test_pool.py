@@ -144,7 +144,9 @@ def test_a_reply_that_is_kept_until_the_next_costs_no_new_memory(two: PoolGrid) 
         maps = [Path(f"/proc/{pid}/maps").read_text().splitlines() for pid in two.pids]
         return {int(line.split()[4]) for of in maps for line in of if "memfd:intramural" in line}
 
+    made = []
     for keep in (1, 2):
+        two._settle()
         seen: set[int] = set()
         held: list[NDArray[np.float32]] = []
         for reply in two.pull_messages(two.push_messages(orders(range(1, 21)))):
@@ -152,8 +154,11 @@ def test_a_reply_that_is_kept_until_the_next_costs_no_new_memory(two: PoolGrid) 
             del reply
             seen |= inodes()
         del held
-        # four slots and one broadcast, which may be the one before for a worker without a message
-        assert (len(seen) <= 6) is (keep == 1)
+        made.append(len(seen))
+    # Four slots, which the test before may have left to be made anew, and a broadcast before and
+    # now; who keeps two at a time has most of his twenty replies in memory of their own.
+    assert made[0] <= 10
+    assert made[1] >= 14
 
 
 def test_a_lent_vector_reaches_the_workers_from_where_it_was_written(two: PoolGrid) -> None:
@@ -173,6 +178,7 @@ def test_memory_does_not_grow_with_the_messages(two: PoolGrid) -> None:
         maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
         return sum("memfd:intramural" in line for line in maps)
 
+    two._settle()  # what was read longer in the test before
     before = blocks(os.getpid())
     most, here = 0, 0
     for _ in range(3):

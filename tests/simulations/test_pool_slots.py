@@ -120,12 +120,28 @@ def test_a_slot_that_is_read_when_it_is_let_go_waits_once() -> None:
         reader = memoryview(memory)
         slot.let_go(memory)
         assert not slot.is_free
+        slot.look_again()
+        assert not slot.is_free
         if not is_read_longer:
             reader.release()
         slot.settle()
         assert (slot.is_free, slot.fresh) == (True, is_read_longer)
         assert memory.closed is not is_read_longer
         reader.release()
+
+
+def test_a_slot_that_is_read_no_more_is_free_when_it_is_looked_at() -> None:
+    slot, memory = Slot(0, is_free=False), Block.of_size(12).map()
+    reader = memoryview(memory)
+    slot.let_go(memory)
+    reader.release()
+    slot.look_again()
+    assert (slot.is_free, slot.fresh) == (True, False)
+    assert memory.closed
+    slot.is_free = False  # a worker writes there again
+    slot.look_again()
+    slot.settle()
+    assert not slot.is_free
 
 
 def test_a_slot_that_nobody_reads_is_free_at_once() -> None:
