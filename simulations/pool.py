@@ -19,7 +19,8 @@ from flwr.app import Message
 
 from intramural.simulations.broadcast import Form, Lender, take_apart
 from intramural.simulations.grid import LocalGrid, Nodes, Observe, States
-from intramural.simulations.pool_hand import STOP_S, Hand, Parcel, Task
+from intramural.simulations.pool_blocks import Parcel
+from intramural.simulations.pool_hand import STOP_S, Hand, Task
 from intramural.simulations.pool_nursery import Nursery, can_fork
 from intramural.simulations.pool_worker import Setup
 

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, RecordDict
 from intramural.core.layout import lent_by, wire_bytes, written, written_to_send
 from intramural.core.wire import encode_vector
 from intramural.simulations.broadcast import Block, Lender, put_together, take_apart
-from intramural.simulations.pool_hand import Slot
+from intramural.simulations.pool_blocks import Slot
 from intramural.simulations.pool_worker import Job, Slots
 
 
