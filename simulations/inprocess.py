@@ -4,10 +4,10 @@ A message runs when its reply is asked for, one at a time: memory does not grow 
 sites. Where one takes long, what the next node can do without its message is done beside it.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class InProcessGrid(LocalGrid):
         self._app = client_app
         self._queue: dict[str, Message] = {}
         self._prepare = prepare
-        self._prepared: Future[None] | None = None
+        self._prepared: threading.Thread | None = None
         self._took_s = 0.0
         """Of the last training that was delivered."""
 
@@ -89,19 +89,21 @@ class InProcessGrid(LocalGrid):
     def _prepare_next(self) -> None:
         """Wait until this message's node is prepared, and begin with the next one's."""
         if self._prepared is not None:
-            self._prepared.exception()  # the node itself tells what is wrong
+            self._prepared.join()
             self._prepared = None
         following = next(iter(self._queue.values()), None)
         if self._prepare is None or following is None or self._took_s <= AHEAD_MIN_S:
             return
         if following.metadata.message_type == MessageType.TRAIN:
             context = self._home.context(following.metadata.dst_node_id)
-            self._prepared = _beside().submit(self._prepare, context)
+            # No executor: Ctrl-C while that starts its thread leaves a process that never ends.
+            self._prepared = threading.Thread(target=self._quietly, args=(context,), daemon=True)
+            self._prepared.start()
 
-
-@cache
-def _beside() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="prepare")
+    def _quietly(self, context: Context) -> None:
+        assert self._prepare is not None
+        with suppress(Exception):  # the node itself tells what is wrong
+            self._prepare(context)
 
 
 def lend(nbytes: int) -> memoryview:

@@ -7,9 +7,9 @@ its mantissa (a known trick; see Hecker 1996, "Let's get to the (floating) point
 can be added as they are.
 """
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
@@ -189,7 +189,7 @@ class _Folding:
         """Nothing is in the sum yet: its memory holds anything."""
         self._folded = 0
         self._is_stopped = False
-        self._run: Future[None] | None = None
+        self._run: threading.Thread | None = None
 
     def fold(self, start: int, stop: int, scratch: NDArray[np.float64] | None = None) -> None:
         """Add the bits of these rounded terms; they wrap, and `mean` knows."""
@@ -208,9 +208,16 @@ class _Folding:
 
     def begin(self) -> None:
         """Fold it all, beside what the caller does."""
-        self._run = _beside().submit(self._fold_all)
+        # One thread: more would take processors from whoever trains here. No executor: Ctrl-C
+        # while that starts its thread leaves a process that never ends.
+        self._run = threading.Thread(target=self._fold_all, daemon=True)
+        self._run.start()
 
     def _fold_all(self) -> None:
+        with suppress(MemoryError):  # whoever folds the rest meets it, too
+            self._fold_until_stopped()
+
+    def _fold_until_stopped(self) -> None:
         size = self._vector.size
         scratch = np.empty(min(CHUNK, size), dtype=np.float64)
         while self._folded < size and not self._is_stopped:
@@ -224,11 +231,5 @@ class _Folding:
         """Fold no further; return how many elements are in the sum, from the first."""
         assert self._run is not None
         self._is_stopped = True
-        self._run.exception()  # whoever folds the rest meets it, too
+        self._run.join()
         return self._folded
-
-
-@cache
-def _beside() -> ThreadPoolExecutor:
-    """Return the one thread that folds: more would take processors from whoever trains here."""
-    return ThreadPoolExecutor(1, thread_name_prefix="folding")
