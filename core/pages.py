@@ -11,11 +11,15 @@ LARGE_BYTES = 1 << 22
 """From this size on NumPy asks for large pages, and so do we."""
 _PAGE_BYTES = 1 << 12
 _MADV_HUGEPAGE = 14
-
-
 # of glibc's malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _KEPT_BYTES = 2**31 - 1
+_OWN_BYTES = 1 << 25
+"""The most that glibc takes for _M_MMAP_THRESHOLD: pieces from here on are got and given back one
+by one."""
+KEPT_BY_WORKER_BYTES = 1 << 25
+"""What one of several processes may keep: enough for a small batch's activations, and little beside
+a model."""
 
 
 @cache
@@ -42,13 +46,20 @@ def ask_for_large_pages(memory: memoryview) -> None:
     )
 
 
-def keep_freed_memory() -> None:
-    """Have this process keep large pieces of memory that it frees, for the next that it needs.
+def keep_freed_memory(most: int | None = None) -> None:
+    """Have this process keep pieces of memory that it frees, for the next that it needs.
 
-    A round makes and frees vectors and gradients as large as the model, again and again. By default
-    glibc gives each back to the system and gets it anew, page by page. What the process holds at
+    A round makes and frees activations, vectors and gradients, again and again. By default glibc
+    gives large ones back to the system and gets them anew, page by page. What the process holds at
     most stays about the same; it holds it for longer. Without glibc this does nothing.
+
+    `most`: bytes that are kept, of pieces smaller than a large model's vectors. None: all.
     """
-    if (set_option := _c_function("mallopt")) is not None:
-        set_option(ctypes.c_int(_M_MMAP_MAX), ctypes.c_int(0))
-        set_option(ctypes.c_int(_M_TRIM_THRESHOLD), ctypes.c_int(_KEPT_BYTES))
+    if (set_option := _c_function("mallopt")) is None:
+        return
+    if most is None:
+        options = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _KEPT_BYTES}
+    else:
+        options = {_M_MMAP_THRESHOLD: _OWN_BYTES, _M_TRIM_THRESHOLD: most}
+    for option, value in options.items():
+        set_option(ctypes.c_int(option), ctypes.c_int(value))

@@ -139,7 +139,7 @@ def _grid(work: Work, settings: dict[str, Any]) -> Iterator[Grid]:
     from intramural.client.app import app, prepare
     from intramural.simulations.inprocess import InProcessGrid, lend
 
-    keep_freed_memory()  # not in the pool, where several processes would keep it
+    keep_freed_memory()  # all: the pool's workers, which are several, keep a part
 
     grid: Grid
     if work.engine == "batched":

@@ -29,6 +29,7 @@ from flwr.clientapp import ClientApp
 
 from intramural.core.children import die_with_parent
 from intramural.core.layout import lent_by
+from intramural.core.pages import KEPT_BY_WORKER_BYTES, keep_freed_memory
 from intramural.simulations.broadcast import Block, Form, let_go, put_together, take_apart, write
 from intramural.simulations.grid import Nodes, States, be_server_app, message_of, raised
 
@@ -251,6 +252,7 @@ def main() -> None:
 def serve(line: Line, setup: Setup) -> None:
     """Import the app, and run jobs until the pool closes the socket."""
     sys.path[:] = setup.path
+    keep_freed_memory(KEPT_BY_WORKER_BYTES)
     be_server_app()
     jobs: queue.SimpleQueue[tuple[Job, int | None] | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(line, jobs), daemon=True).start()
