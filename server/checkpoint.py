@@ -18,6 +18,7 @@ from intramural.core.canonical import canonical_json, digest_bytes, digest_json,
 from intramural.core.errors import CheckpointError
 from intramural.core.files import sync_folder, write_atomic
 from intramural.core.layout import Vector
+from intramural.server.history import NOTHING, read_history, write_history
 
 GENERATIONS = 2
 """That stand while the next is written, and then it is three."""
@@ -79,10 +80,10 @@ def _hasher() -> ThreadPoolExecutor:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) -> str:
     """Write a checkpoint beside the last two, and return the vector's digest.
 
-    The arrays are on disk under their name before the small file that vouches for them (round,
-    SHA-256) is. They are hashed while they are written, for each takes as long. A crash between
-    the two leaves the generation before as the newest. Without `sync` that holds for a process
-    that is killed, and not for a power cut.
+    The arrays are on disk under their name, and the round's record in the history, before the small
+    file that vouches for both (round, SHA-256) is. The arrays are hashed while they are written,
+    for each takes as long. A crash in between leaves the generation before as the newest. Without
+    `sync` that holds for a process that is killed, and not for a power cut.
 
     Raises:
         CheckpointError: The disk refused; the generation before is untouched.
@@ -91,12 +92,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) 
     partial = arrays_path.with_suffix(f".{os.getpid()}.partial")
     named = {_STATE + name: np.ascontiguousarray(a) for name, a in checkpoint.state.items()}
     named |= {f"{_START}{round_}": vector for round_, vector in checkpoint.starts.items()}
+    before = _history_before(_paths(folder, checkpoint.round - 1)[1])
     try:
         hashed = _hasher().submit(digest_vector, checkpoint.vector)
         folder.mkdir(parents=True, exist_ok=True)
         for left_over in folder.glob("*.partial"):  # by a run that was killed while it wrote
             left_over.unlink()
         _remove_old(folder)
+        history = write_history(folder, checkpoint.history, before=before, sync=sync)
         save_file({"vector": checkpoint.vector, **named}, partial)
         if sync:
             with open(partial, "rb") as file:
@@ -110,7 +113,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) 
             "manifest": checkpoint.manifest,
             "layout": checkpoint.layout,
             "arrays": _digest_arrays(vector, named),
-            "history": checkpoint.history,
+            "history": history,
         }
         if checkpoint.flights or checkpoint.world:
             facts |= {"flights": checkpoint.flights, "world": checkpoint.world}
@@ -142,10 +145,28 @@ def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
-def _load(facts_path: Path) -> Checkpoint:
+def _facts_of(facts_path: Path) -> dict[str, Any]:
+    """Return the small file's facts.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: They are not what was written.
+    """
     facts = dict(json.loads(facts_path.read_bytes()))
     if facts.pop("digest") != digest_json(facts):
         raise ValueError("digest of the facts")
+    return facts
+
+
+def _history_before(facts_path: Path) -> dict[str, Any]:
+    """Return what the checkpoint before vouches for of the history; nothing if it is not whole."""
+    try:
+        return dict(_facts_of(facts_path)["history"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return NOTHING
+
+
+def _load(facts_path: Path) -> Checkpoint:
+    facts = _facts_of(facts_path)
     arrays = load_file(facts_path.with_suffix(".safetensors"))
     vector = arrays.pop("vector")
     if _digest_arrays(digest_vector(vector), arrays) != facts["arrays"]:
@@ -156,7 +177,7 @@ def _load(facts_path: Path) -> Checkpoint:
         layout=facts["layout"],
         vector=vector,
         state=_below(_STATE, arrays),
-        history=facts["history"],
+        history=read_history(facts_path.parent, facts["history"]),
         flights={site: (int(r), s) for site, (r, s) in facts.get("flights", {}).items()},
         starts={int(number): array for number, array in _below(_START, arrays).items()},
         world=facts.get("world", {}),

@@ -1,5 +1,6 @@
 """Checkpoints: two generations, whole or passed over."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 
 def test_two_generations_stand_beside_the_one_that_is_written(tmp_path: Path) -> None:
-    names = sorted(path.name for path in saved(tmp_path, 5).iterdir())
+    names = sorted(path.name for path in saved(tmp_path, 5).glob("round-*"))
     assert names == [f"round-00000{n}.{end}" for n in (3, 4, 5) for end in ("json", "safetensors")]
 
 
@@ -156,3 +157,72 @@ def test_what_a_killed_run_left_half_written_is_cleared(tmp_path: Path) -> None:
     (tmp_path / "round-000002.4242.partial").write_bytes(b"half")
     save_checkpoint(tmp_path, made(2))
     assert list(tmp_path.glob("*.partial")) == []
+
+
+def sizes(folder: Path, round_: int) -> tuple[int, int]:
+    """Return the bytes of a generation's facts, and of the history."""
+    facts = folder / f"round-{round_:06d}.json"
+    return facts.stat().st_size, (folder / "history.jsonl").stat().st_size
+
+
+def test_a_late_commit_writes_no_more_than_an_early_one(tmp_path: Path) -> None:
+    saved(tmp_path, 11)
+    facts, history = sizes(tmp_path, 11)
+    for round_ in range(12, 91):
+        save_checkpoint(tmp_path, made(round_))
+    later_facts, later_history = sizes(tmp_path, 90)
+    assert later_facts <= facts + 3  # the history's length has a digit or two more
+    lines = (tmp_path / "history.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 90
+    assert later_history - history == sum(map(len, lines[11:]))
+    assert same(load_checkpoint(tmp_path)[0], made(90))
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_a_harmed_last_record_falls_back_and_a_harmed_first_one_is_told(
+    tmp_path: Path, harm: str
+) -> None:
+    path = saved(tmp_path, 3) / "history.jsonl"
+    whole = path.read_bytes()
+    last, place = whole.rindex(b"{"), whole.rindex(b"}")
+    harmed = {"flip": whole[:place] + b"!" + whole[place + 1 :], "cut": whole[:place]}
+    if harm != "remove":
+        path.write_bytes(harmed[harm])
+        found, problems = load_checkpoint(tmp_path)
+        assert same(found, made(2))
+        assert len(problems) == 1
+    path.write_bytes(b"#" + whole[1:] if harm == "flip" else whole[last:])
+    if harm == "remove":
+        path.unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+        load_checkpoint(tmp_path)
+    path.write_bytes(whole)
+    assert same(load_checkpoint(tmp_path)[0], made(3))
+
+
+def test_records_that_no_checkpoint_vouches_for_are_nobodys(tmp_path: Path) -> None:
+    path = saved(tmp_path, 2) / "history.jsonl"
+    path.write_bytes(
+        path.read_bytes() + b'{"round": 3, "metr'
+    )  # the disk was full, or the power cut
+    assert same(load_checkpoint(tmp_path)[0], made(2))
+    save_checkpoint(tmp_path, made(3))
+    assert same(load_checkpoint(tmp_path)[0], made(3))
+
+
+def test_a_run_that_fell_back_writes_its_own_records_over_those_it_gave_up(tmp_path: Path) -> None:
+    (saved(tmp_path, 4) / "round-000004.safetensors").write_bytes(b"")
+    (tmp_path / "round-000003.safetensors").write_bytes(b"")
+    assert same(load_checkpoint(tmp_path)[0], made(2))
+    for round_ in (3, 4):
+        told = [{"round": n, "again": True} for n in range(3, round_ + 1)]
+        again = replace(made(round_), history=[*made(2).history, *told])
+        save_checkpoint(tmp_path, again)
+        assert same(load_checkpoint(tmp_path)[0], again)
+
+
+def test_the_history_of_another_run_is_not_carried_on(tmp_path: Path) -> None:
+    saved(tmp_path, 3)
+    other = replace(made(4), history=[{"round": n, "other": n} for n in range(1, 5)])
+    save_checkpoint(tmp_path, other)
+    assert same(load_checkpoint(tmp_path)[0], other)

@@ -335,7 +335,8 @@ def test_a_full_disk_stops_the_run_and_the_round_is_not_committed(
     with pytest.raises(CheckpointError, match=r"No space left.*free space there"):
         coordinate(tmp_path, small(), grid_of(honest))
     assert "committed" not in (tmp_path / "journal.jsonl").read_text()
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert load_checkpoint(tmp_path / "checkpoints") == (None, [])
+    assert list((tmp_path / "checkpoints").glob("round-*")) == []
 
 
 def test_without_evaluation_a_run_has_no_metrics_and_still_ends(tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""History: the committed rounds' records in one file that grows by a line a round.
+
+Each checkpoint vouches for the lines up to its round, and no more: what a crash left behind them,
+or a run that went back to an older checkpoint, is nobody's.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from intramural.core.canonical import canonical_json, digest_bytes, digest_json
+
+HISTORY = "history.jsonl"
+"""Name of the file, beside the checkpoints."""
+NOTHING: dict[str, Any] = {"records": 0, "bytes": 0, "last": "", "chain": ""}
+"""The facts of no record."""
+
+Record = dict[str, Any]
+
+
+def write_history(
+    folder: Path, records: Sequence[Record], *, before: Mapping[str, Any], sync: bool
+) -> dict[str, Any]:
+    """Have the records in the file, and return the facts that vouch for them.
+
+    Args:
+        folder: Of the checkpoints; it is there.
+        records: All, oldest first.
+        before: Facts of the first of them, which the file holds; else all are written again.
+        sync: Have them on disk before returning.
+
+    Raises:
+        OSError: The disk refuses; what `before` vouches for is untouched.
+    """
+    known = before["records"]
+    if known > len(records) or (
+        known and before["last"] != digest_bytes(_line(records[known - 1]))
+    ):
+        before = NOTHING
+    lines = [_line(record) for record in records[before["records"] :]]
+    descriptor = os.open(folder / HISTORY, os.O_WRONLY | os.O_CREAT, 0o666)
+    with open(descriptor, "wb") as file:
+        file.truncate(before["bytes"])
+        file.seek(before["bytes"])
+        file.writelines(lines)
+        file.flush()
+        if sync:
+            os.fsync(descriptor)
+    return _told(before, lines)
+
+
+def read_history(folder: Path, facts: Mapping[str, Any]) -> list[Record]:
+    """Return the records that the facts of a checkpoint vouch for.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: The file is not what was written.
+    """
+    content = b""
+    if facts["bytes"]:
+        with open(folder / HISTORY, "rb") as file:
+            content = file.read(facts["bytes"])
+    lines = content.splitlines(keepends=True)
+    if _told(NOTHING, lines) != facts:
+        raise ValueError("digest of the history")
+    return [json.loads(line) for line in lines]
+
+
+def _told(before: Mapping[str, Any], lines: Sequence[bytes]) -> dict[str, Any]:
+    """Return the facts once the lines follow."""
+    last, chain = before["last"], before["chain"]
+    for line in lines:
+        last = digest_bytes(line)
+        chain = digest_json([chain, last])
+    return {
+        "records": before["records"] + len(lines),
+        "bytes": before["bytes"] + sum(map(len, lines)),
+        "last": last,
+        "chain": chain,
+    }
+
+
+def _line(record: Record) -> bytes:
+    return canonical_json(record) + b"\n"
