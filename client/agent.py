@@ -137,9 +137,10 @@ class SiteAgent:
 
     def _check_policy(self) -> None:
         """Hold the federation against the site's limits; without a model first those without it."""
-        policy, now = self.site.policy, self._now()
+        policy = self.site.policy
         if self._is_allowed and not policy.hours:
             return  # nothing that was looked at can have changed since
+        now = self._now()
         rank_of(self.site, self.federation)
         is_built = "layout" in vars(self)  # then all limits can be looked at in one go
         found = () if is_built else violations(policy, self.federation, now=now)

@@ -4,6 +4,8 @@ A message is one `ConfigRecord` "intramural" (the letter's header and, when seal
 most one `ArrayRecord` "vector" with one array "flat" of raw little-endian float32.
 """
 
+from copy import copy
+
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from intramural.core.errors import WireError
@@ -15,6 +17,8 @@ RECORD, HEADER, SEAL, VECTOR, FLAT = "intramural", "header", "seal", "vector", "
 STYPE = "intramural.f4"
 """Name of the array encoding: raw little-endian float32, no header of its own."""
 ITEM_BYTES = 4
+_EMPTY = Array(dtype="float32", shape=(0,), stype=STYPE, data=b"")
+"""Copied for each vector: the constructor takes no view of lent memory, and longer than a copy."""
 
 
 def encode_vector(vector: Vector) -> ArrayRecord:
@@ -23,8 +27,8 @@ def encode_vector(vector: Vector) -> ArrayRecord:
 
 
 def _vector_record(data: bytes) -> ArrayRecord:
-    array = Array(dtype="float32", shape=(len(data) // ITEM_BYTES,), stype=STYPE, data=b"")
-    array.data = data  # afterwards: the constructor takes no view of lent memory
+    array = copy(_EMPTY)
+    array.shape, array.data = (len(data) // ITEM_BYTES,), data
     record = ArrayRecord()
     record[FLAT] = array  # item assignment: the constructor would copy the bytes
     return record

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from intramural.core.errors import ConfigError, TrainingError
 from intramural.core.federation import FederationConfig, Training
 from intramural.core.route import uplink
-from intramural.models.batched_losses import BatchedLosses, Sizes, plain_attention
+from intramural.models.batched_losses import BatchedLosses, Factors, Sizes, plain_attention
 from intramural.models.classification import Classification
 from intramural.models.loading import Loaded
 from intramural.models.padding import SENTENCE
@@ -33,6 +33,7 @@ class Fit:
 
     wide_masks: bool
     factored: bool
+    in_rows: bool
     sizes: Sizes
 
 
@@ -76,6 +77,7 @@ def fit_of(loaded: Loaded, task: Task, training: Training, *, length: int) -> Ba
         task,
         wide_masks=found.wide_masks,
         factored=found.factored,
+        in_rows=found.in_rows,
         sizes=found.sizes,
     )
 
@@ -131,7 +133,9 @@ def _rehearse(loaded: Loaded, task: Classification, length: int) -> Fit | str:
             continue
         if _close(got, expected):
             factored = _factors_fit(losses, loaded, tokens, [part[2:] for part in expected[1:]])
-            return Fit(wide_masks=wide, factored=factored, sizes=Sizes())
+            of_rows = BatchedLosses(loaded, task, wide_masks=wide, factored=factored, in_rows=True)
+            in_rows = _rows_fit(of_rows, loaded, tokens, [part[:2] for part in expected])
+            return Fit(wide_masks=wide, factored=factored, in_rows=in_rows, sizes=Sizes())
         reason = f"{name} says other things of a row in a stack than of the row alone"
     return reason
 
@@ -169,8 +173,7 @@ def _together(losses: BatchedLosses, loaded: Loaded, tokens: Tokens) -> list[Ten
     """Return what `_alone` does, from a stack of two clients and from two units of one client."""
     own = {name: p.detach() for name, p in loaded.exchange.parameters.items()}
     two = {n: p.expand(2, *p.shape).clone().requires_grad_() for n, p in own.items()}
-    stacked = losses.batch(tokens, np.array([[0, 1], [1, 1]]))
-    weights = torch.tensor([[0.5, 0.5], [1.0, 0.0]], device=loaded.device)
+    stacked, weights = _two_clients(losses, loaded, tokens)
     with plain_attention():
         means = losses.many(two, stacked, weights)
         clients = torch.autograd.grad(means.sum(), list(two.values()), materialize_grads=True)
@@ -205,13 +208,41 @@ def _factors_fit(
             _, factors = losses.factors(own, *_two_units(losses, tokens))
     except (RuntimeError, TrainingError):
         return False
+    _write_products(losses, found, {one: (x[0], g[0]) for one, (x, g) in factors.items()})
+    return _close([part.flatten(1) for part in found.values()], expected)
+
+
+def _rows_fit(
+    losses: BatchedLosses, loaded: Loaded, tokens: Tokens, expected: list[Tensor]
+) -> bool:
+    """Return whether two clients' sums and gradients can be had from one pass of all their rows."""
+    if losses.layers is None:
+        return False
+    own = {name: p.detach() for name, p in loaded.exchange.parameters.items()}
+    found = {n: p.new_zeros(2, *p.shape) for n, p in own.items()}
+    try:
+        sums, factors = losses.factors(own, *_two_clients(losses, loaded, tokens), shared=True)
+    except (RuntimeError, TrainingError):
+        return False
+    _write_products(losses, found, factors)
+    return _close([sums, *(part.flatten(1) for part in found.values())], expected)
+
+
+def _two_clients(losses: BatchedLosses, loaded: Loaded, tokens: Tokens) -> tuple[Batch, Tensor]:
+    """Return rows 0 and 1 as one client's, row 1 and a filler as another's, and weights."""
+    batch = losses.batch(tokens, np.array([[0, 1], [1, 1]]))
+    return batch, torch.tensor([[0.5, 0.5], [1.0, 0.0]], device=loaded.device)
+
+
+def _write_products(losses: BatchedLosses, found: dict[str, Tensor], factors: Factors) -> None:
+    """Write the gradients that the factors multiply to."""
+    assert losses.layers is not None
     for layer, (inputs, outputs) in factors.items():
         weight, bias = losses.layers[layer]
         if weight is not None:
-            found[weight] = outputs[0].transpose(1, 2) @ inputs[0]
+            found[weight] = outputs.mT @ inputs
         if bias is not None:
-            found[bias] = outputs[0].sum(1)
-    return _close([part.flatten(1) for part in found.values()], expected)
+            found[bias] = outputs.sum(1)
 
 
 def _random_states(device: torch.device) -> list[Tensor]:

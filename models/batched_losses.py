@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from intramural.core.errors import TrainingError
 from intramural.core.tokens import Ids
+from intramural.models.batched_rows import Move, row_factors
 from intramural.models.loading import Loaded
 from intramural.models.tasks import Batch, Task, Tokens
 from intramural.models.training import to_device
@@ -23,10 +24,6 @@ Factors = dict[nn.Linear, tuple[Tensor, Tensor]]
 (.., out), or with units (clients, units, positions, ..): a weight's gradient is their product."""
 Index = NDArray[np.int64]
 """Rows of `merged` tokens, of any shape; that of the batch it stands for."""
-
-
-Move = dict[str, Tensor]
-"""How far a client's layer has moved: its weight by `inputs` and `outputs`, its bias by `bias`."""
 
 
 @dataclass
@@ -49,20 +46,23 @@ class BatchedLosses(nn.Module):
         *,
         wide_masks: bool,
         factored: bool,
+        in_rows: bool = False,
         sizes: Sizes | None = None,
     ) -> None:
         """Take the model and its task.
 
         `wide_masks`: attention masks have shape (rows, 1, 1, length) and hold what is added to
         scores. Of one of shape (rows, length) some models ask whether it is all ones, a question
-        with as many answers as clients. `factored`: units' gradients are had as factors. `sizes`:
-        what was found earlier of this model.
+        with as many answers as clients. `factored`: units' gradients are had as factors.
+        `in_rows`: those of clients that share their parameters, in one plain pass. `sizes`: what
+        was found earlier of this model.
         """
         super().__init__()
         self.model = loaded.model
         self.wide_masks = wide_masks
         self.layers = _linear_layers(loaded) if factored else None
         """Names of weight and bias of each trained layer, if no others are trained."""
+        self._in_rows = in_rows
         self._loaded, self._task = loaded, task
         self._sizes = Sizes() if sizes is None else sizes
 
@@ -75,9 +75,12 @@ class BatchedLosses(nn.Module):
 
         Rows of weight 0 count for nothing, as long as their losses are finite.
         """
+        return (self._losses(parameters, batch) * weights).sum()
+
+    def _losses(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         named = {f"model.{name}": tensor for name, tensor in parameters.items()}
         losses: Tensor = functional_call(self, named, (batch,))
-        return (losses * weights).sum()
+        return losses
 
     def many(self, parameters: Mapping[str, Tensor], batch: Batch, weights: Tensor) -> Tensor:
         """Return each client's weighted sum, shape `(clients,)`; arguments have clients first."""
@@ -118,6 +121,16 @@ class BatchedLosses(nn.Module):
         """
         apart = weights.shape[:-1]
         detached = {name: tensor.detach() for name, tensor in parameters.items()}
+        if shared and self._in_rows and len(apart) == 1:
+            assert self.layers is not None
+            moved = moved or {}
+            return row_factors(
+                lambda rows: self._losses(detached, rows),
+                self.layers,
+                batch,
+                weights,
+                moves={layer: self._move(layer, moved) for layer in moved},
+            )
         shapes = self.output_shapes(detached, batch, weights, shared=shared)
         order = list(shapes)
         device = weights.device

@@ -45,6 +45,7 @@ class Exchange:
         self.own_layout = Layout(tuple(e for e in trained.entries if e[0] not in travels))
         self.is_plain = self.layout.entries == trained.entries
         """The vector is the trained parameters, whole, and nothing else."""
+        self._controlled = [name for name in self.parameters if CONTROL + name in travels]
         self._frozen = frozen
         self._held: dict[str, tuple[int, Array]] = {}
         """Address and memory of parameters: to ask PyTorch for it takes longer than to copy few."""
@@ -126,7 +127,6 @@ class Exchange:
         if self._frozen is not None:
             self._frozen.write({layer: views[RESIDUAL + layer] for layer in self._frozen.layers})
 
-    @torch.no_grad()
     def _write(self, views: Mapping[str, Array]) -> None:
         for name, parameter in self.parameters.items():
             values, memory = views[name], self._memory(name)
@@ -136,7 +136,8 @@ class Exchange:
                 # torch.from_numpy warns about read-only memory; NumPy copies without a word
                 np.copyto(memory, values)
             else:
-                parameter.copy_(torch.tensor(values))
+                with torch.no_grad():
+                    parameter.copy_(torch.tensor(values))
 
     @property
     def is_base_moved(self) -> bool:
@@ -145,8 +146,10 @@ class Exchange:
 
     def controls(self, vector: Vector) -> dict[str, Array]:
         """Return the control variates that came with a vector, as views, by parameter."""
+        if not self._controlled:
+            return {}
         views = self.layout.unflatten(vector)
-        return {n: views[CONTROL + n] for n in self.parameters if CONTROL + n in views}
+        return {name: views[CONTROL + name] for name in self._controlled}
 
     def _values(self, name: str) -> Array:
         """Return a parameter's numbers, in its own memory or copied from where they are."""

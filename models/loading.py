@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,6 +32,11 @@ class Loaded:
     tokenizer: Any
     exchange: Exchange
     device: torch.device
+
+    @cached_property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All modules of the model, found once: that takes as long as to write a small one."""
+        return tuple(self.model.modules())
 
 
 def pick_device(name: str) -> torch.device:

@@ -144,6 +144,7 @@ class _Sgd:
     def __init__(self, parameters: Sequence[nn.Parameter], settings: Training) -> None:
         groups = decay_groups(parameters, settings)
         self._decay: dict[Tensor, float] = {p: decay for group, decay in groups for p in group}
+        self._decays = any(self._decay.values())
         self._momentum = settings.momentum
         self._buffers: dict[Tensor, Tensor] = {}
 
@@ -158,9 +159,10 @@ class _Sgd:
                 _move(parameter, gradient, rate)
                 parameter.grad = None
             return
-        for parameter, gradient in zip(moved, gradients, strict=True):
-            if decay := self._decay[parameter]:
-                gradient.add_(parameter, alpha=decay)
+        if self._decays:
+            for parameter, gradient in zip(moved, gradients, strict=True):
+                if decay := self._decay[parameter]:
+                    gradient.add_(parameter, alpha=decay)
         if self._momentum:
             gradients = [self._gathered(p, g) for p, g in zip(moved, gradients, strict=True)]
         torch._foreach_add_(moved, gradients, alpha=-rate)

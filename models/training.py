@@ -109,7 +109,7 @@ def train_round(
     model, settings = loaded.model, plan.training
     steps = plan.steps(len(tokens))
     losses: list[Tensor] = []
-    if not all(module.training for module in model.modules()):
+    if not all(module.training for module in loaded.modules):
         model.train()  # not by its own word: a PEFT model trains while its base still does not
     drawing = dropout_from(derive_seed(plan.seed, "dropout", plan.round, plan.site), loaded.device)
     with drawing, trained_alone(loaded, plan.factor) as trained, ExitStack() as stack:
