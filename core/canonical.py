@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from intramural.core.threads import thread_pool
 
 CHUNK_BYTES = 1 << 20
 PIECE_BYTES = 1 << 23
@@ -57,8 +59,8 @@ def _sha256(content: memoryview) -> bytes:
 
 
 @cache
-def _hashers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(HASHERS_MAX, thread_name_prefix="digest")
+def _hashers() -> Executor:
+    return thread_pool(HASHERS_MAX, name="digest")
 
 
 def digest_file(path: Path) -> str:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from intramural.core.canonical import canonical_json, digest_bytes, digest_json,
 from intramural.core.errors import CheckpointError
 from intramural.core.files import sync_folder, write_atomic
 from intramural.core.layout import Vector
+from intramural.core.threads import thread_pool
 from intramural.server.history import NOTHING, read_history, write_history
 
 GENERATIONS = 2
@@ -76,9 +77,9 @@ def _make_room(folder: Path) -> None:
 
 
 @cache
-def _hasher() -> ThreadPoolExecutor:
+def _hasher() -> Executor:
     """Return the thread that hashes; to start one takes longer than to hash a small model."""
-    return ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+    return thread_pool(1, name="checkpoint")
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, sync: bool = True) -> str:

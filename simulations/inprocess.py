@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
 
+from intramural.core.threads import beside
 from intramural.simulations.grid import LocalGrid, Nodes, Observe, States
 
 AHEAD_MIN_S = 0.05
@@ -96,9 +98,7 @@ class InProcessGrid(LocalGrid):
             return
         if following.metadata.message_type == MessageType.TRAIN:
             context = self._home.context(following.metadata.dst_node_id)
-            # No executor: Ctrl-C while that starts its thread leaves a process that never ends.
-            self._prepared = threading.Thread(target=self._quietly, args=(context,), daemon=True)
-            self._prepared.start()
+            self._prepared = beside(partial(self._quietly, context))
 
     def _quietly(self, context: Context) -> None:
         assert self._prepare is not None

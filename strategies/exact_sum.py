@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from intramural.core.errors import AggregationError
 from intramural.core.layout import Vector
+from intramural.core.threads import beside
 from intramural.strategies.threads import CHUNK, in_parts, thread_count
 
 T = TypeVar("T")
@@ -212,10 +213,8 @@ class _Folding:
 
     def begin(self) -> None:
         """Fold it all, beside what the caller does."""
-        # One thread: more would take processors from whoever trains here. No executor: Ctrl-C
-        # while that starts its thread leaves a process that never ends.
-        self._run = threading.Thread(target=self._fold_all, daemon=True)
-        self._run.start()
+        # one thread: more would take processors from whoever trains here
+        self._run = beside(self._fold_all)
 
     def _fold_all(self) -> None:
         with suppress(MemoryError):  # whoever folds the rest meets it, too

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from functools import cache
 from typing import TypeVar
+
+from intramural.core.threads import thread_pool
 
 T = TypeVar("T")
 
@@ -29,5 +31,5 @@ def in_parts(size: int, parts: int, work: Callable[[int, int], T]) -> list[T]:
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_count(), thread_name_prefix="aggregation")
+def _pool() -> Executor:
+    return thread_pool(thread_count(), name="aggregation")

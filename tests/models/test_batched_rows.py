@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from intramural.models import batched, batched_losses
+from intramural.models import batched, batched_losses, batched_rows
 from intramural.models.batched import train_jobs
 from intramural.models.batched_fit import fit_of
 from tests.models.batched_builders import (
@@ -64,7 +64,7 @@ class Deep(Mlp):
         self.idle = nn.Linear(2, 2)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
-        pairs = (input_ids.float() / WORDS).unflatten(-1, (LENGTH // 2, 2))
+        pairs = (input_ids.float() / WORDS).view(*input_ids.shape[:-1], LENGTH // 2, 2)
         pairs = self.narrow(torch.tanh(self.wide(pairs)))
         return SimpleNamespace(logits=self.top(torch.tanh(self.hidden(pairs.flatten(-2)))))
 
@@ -93,7 +93,7 @@ def test_rows_share_a_pass_where_that_changes_nothing(
     config = config_of(bert, local_steps=3, optimizer="sgd")
     fit_of(loaded, task, config.training, length=LENGTH)  # which tries it
     passes: list[int] = []
-    row_factors = batched_losses.row_factors
+    row_factors = batched_rows.row_factors
 
     def noted(*arguments: Any, **more: Any) -> Any:
         passes.append(1)

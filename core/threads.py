@@ -1,0 +1,35 @@
+"""Threads that a process can always end with.
+
+Python waits at its end for every thread that is no daemon. An executor tells its threads to end,
+but only those that it has written down; where Ctrl-C interrupts the main thread just after it
+started one for an executor, nobody tells that one, and the process stays for ever. So the main
+thread starts none: a daemon does, which Ctrl-C does not reach.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+
+def beside(work: Callable[[], object]) -> threading.Thread:
+    """Start a daemon that does some work; the process does not wait for it at its end."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def thread_pool(threads: int, *, name: str) -> ThreadPoolExecutor:
+    """Return an executor whose threads are all there; it will start none later."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    all_there = threading.Barrier(threads)  # an idle one would be used again, and no other started
+
+    def start() -> None:
+        try:
+            for _ in range(threads):
+                pool.submit(all_there.wait)
+        except RuntimeError:  # the process ends, or may have no more threads
+            all_there.abort()
+            raise
+
+    beside(start).join()
+    return pool
