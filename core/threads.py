@@ -27,9 +27,8 @@ def thread_pool(threads: int, *, name: str) -> ThreadPoolExecutor:
         try:
             for _ in range(threads):
                 pool.submit(all_there.wait)
-        except RuntimeError:  # the process ends, or may have no more threads
+        except RuntimeError:  # the process ends, or may have no more threads: who submits hears it
             all_there.abort()
-            raise
 
     beside(start).join()
     return pool

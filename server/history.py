@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from intramural.core.canonical import canonical_json, digest_bytes, digest_json
+from intramural.core.files import write_atomic
 
 HISTORY = "history.jsonl"
 """Name of the file, beside the checkpoints."""
@@ -34,20 +35,19 @@ def write_history(
     Raises:
         OSError: The disk refuses; what `before` vouches for is untouched.
     """
-    known = before["records"]
-    if known > len(records) or (
-        known and before["last"] != digest_bytes(_line(records[known - 1]))
-    ):
+    if not _is_held(folder / HISTORY, before, records):
         before = NOTHING
     lines = [_line(record) for record in records[before["records"] :]]
-    descriptor = os.open(folder / HISTORY, os.O_WRONLY | os.O_CREAT, 0o666)
-    with open(descriptor, "wb") as file:
+    if not before["records"]:
+        write_atomic(folder / HISTORY, *lines, sync=sync)
+        return _told(before, lines)
+    with open(folder / HISTORY, "r+b") as file:
         file.truncate(before["bytes"])
         file.seek(before["bytes"])
         file.writelines(lines)
         file.flush()
         if sync:
-            os.fsync(descriptor)
+            os.fsync(file.fileno())
     return _told(before, lines)
 
 
@@ -65,6 +65,14 @@ def read_history(folder: Path, facts: Mapping[str, Any]) -> list[Record]:
     if _told(NOTHING, lines) != facts:
         raise ValueError("digest of the history")
     return [json.loads(line) for line in lines]
+
+
+def _is_held(path: Path, before: Mapping[str, Any], records: Sequence[Record]) -> bool:
+    """Return whether the file may hold the first of these records, for which `before` vouches."""
+    known = before["records"]
+    if not 0 < known <= len(records) or before["last"] != digest_bytes(_line(records[known - 1])):
+        return False
+    return path.is_file() and path.stat().st_size >= before["bytes"]
 
 
 def _told(before: Mapping[str, Any], lines: Sequence[bytes]) -> dict[str, Any]:

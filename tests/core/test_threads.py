@@ -34,7 +34,6 @@ def test_where_there_can_be_no_more_threads_nobody_waits_for_them(
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", full)
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
     pool = thread_pool(4, name="few")
     pool.shutdown(wait=True)  # the two that there are wait for nobody
     assert [thread.name for thread in started[1:]] == ["few_0", "few_1"]

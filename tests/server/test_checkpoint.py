@@ -133,7 +133,7 @@ def test_a_crash_that_leaves_new_arrays_under_old_facts_falls_back(tmp_path: Pat
     assert same(load_checkpoint(tmp_path / "a")[0], made(1))
 
 
-@pytest.mark.parametrize("place", ["save_file", "write_atomic"])
+@pytest.mark.parametrize("place", ["save_file", "write_atomic", "write_history"])
 def test_a_full_disk_leaves_the_generation_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -219,6 +219,18 @@ def test_a_run_that_fell_back_writes_its_own_records_over_those_it_gave_up(tmp_p
         again = replace(made(round_), history=[*made(2).history, *told])
         save_checkpoint(tmp_path, again)
         assert same(load_checkpoint(tmp_path)[0], again)
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"metrics":'])
+def test_a_history_that_was_cut_while_the_run_went_on_is_written_again(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = saved(tmp_path, 3) / "history.jsonl"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    save_checkpoint(tmp_path, made(4))
+    assert same(load_checkpoint(tmp_path)[0], made(4))
 
 
 def test_the_history_of_another_run_is_not_carried_on(tmp_path: Path) -> None:
