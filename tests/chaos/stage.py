@@ -28,7 +28,8 @@ from tests.tiny import rows, site, table
 SITES = ("site-1", "site-2")
 ROUNDS = 3
 WAIT_S = 300.0
-DISK_BYTES = 8 << 20
+DISK_BYTES = 64 << 20
+"""Room for an answer, with the 16 MiB that a site wants free beside it, and soon full."""
 SEED = 7
 PRIVACY = {
     "unit": "record",
