@@ -53,7 +53,8 @@ def keep_freed_memory(most: int | None = None) -> None:
     gives large ones back to the system and gets them anew, page by page. What the process holds at
     most stays about the same; it holds it for longer. Without glibc this does nothing.
 
-    `most`: bytes that are kept, of pieces smaller than a large model's vectors. None: all.
+    `most`: about how many bytes at the end of the heap, of pieces smaller than a large model's
+    vectors; what lies between pieces in use is kept in any case. None: all.
     """
     if (set_option := _c_function("mallopt")) is None:
         return

@@ -19,7 +19,10 @@ def beside(work: Callable[[], object]) -> threading.Thread:
 
 
 def thread_pool(threads: int, *, name: str) -> ThreadPoolExecutor:
-    """Return an executor whose threads are all there; it will start none later."""
+    """Return an executor whose threads are all there, so that it starts none later.
+
+    Where the system has no more threads there are fewer; whoever submits work may hear of it.
+    """
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
     all_there = threading.Barrier(threads)  # an idle one would be used again, and no other started
 
@@ -27,7 +30,7 @@ def thread_pool(threads: int, *, name: str) -> ThreadPoolExecutor:
         try:
             for _ in range(threads):
                 pool.submit(all_there.wait)
-        except RuntimeError:  # the process ends, or may have no more threads: who submits hears it
+        except (RuntimeError, MemoryError):  # no more threads, or the process ends
             all_there.abort()
 
     beside(start).join()

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from intramural.core.federation import Training
 from intramural.core.layout import Vector
-from intramural.models.batched_losses import BatchedLosses, Factors
+from intramural.models.batched_losses import BatchedLosses
+from intramural.models.batched_rows import Factors
 from intramural.models.loading import Loaded
 from intramural.models.stacked import tensors_of, written_deltas
 from intramural.models.tasks import Batch

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from intramural.core.errors import ConfigError, TrainingError
 from intramural.core.federation import FederationConfig, Training
 from intramural.core.route import uplink
-from intramural.models.batched_losses import BatchedLosses, Factors, Sizes, plain_attention
+from intramural.models.batched_losses import BatchedLosses, Sizes, plain_attention
+from intramural.models.batched_rows import Factors
 from intramural.models.classification import Classification
 from intramural.models.loading import Loaded
 from intramural.models.padding import SENTENCE
@@ -229,8 +230,11 @@ def _rows_fit(
 
 
 def _two_clients(losses: BatchedLosses, loaded: Loaded, tokens: Tokens) -> tuple[Batch, Tensor]:
-    """Return rows 0 and 1 as one client's, row 1 and a filler as another's, and weights."""
-    batch = losses.batch(tokens, np.array([[0, 1], [1, 1]]))
+    """Return rows 0 and 1 as one client's, row 1 and one that counts for nothing as another's.
+
+    So the clients' rows are in no order of length, in which a model could put them unseen.
+    """
+    batch = losses.batch(tokens, np.array([[0, 1], [1, 0]]))
     return batch, torch.tensor([[0.5, 0.5], [1.0, 0.0]], device=loaded.device)
 
 

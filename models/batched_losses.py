@@ -14,16 +14,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from intramural.core.errors import TrainingError
 from intramural.core.tokens import Ids
-from intramural.models.batched_rows import Move, row_factors
+from intramural.models.batched_rows import Factors, Names, row_factors
 from intramural.models.loading import Loaded
 from intramural.models.tasks import Batch, Task, Tokens
 from intramural.models.training import to_device
 
-Factors = dict[nn.Linear, tuple[Tensor, Tensor]]
-"""Of each layer its inputs and the gradients of its outputs, shapes (clients, positions, in) and
-(.., out), or with units (clients, units, positions, ..): a weight's gradient is their product."""
 Index = NDArray[np.int64]
 """Rows of `merged` tokens, of any shape; that of the batch it stands for."""
+
+
+Move = dict[str, Tensor]
+"""How far a client's layer has moved: its weight by `inputs` and `outputs`, its bias by `bias`."""
 
 
 @dataclass
@@ -117,19 +118,18 @@ class BatchedLosses(nn.Module):
         clients' rows, and not for units.
 
         Raises:
-            TrainingError: A layer ran twice.
+            TrainingError: A layer ran twice, or what it said was written over.
         """
         apart = weights.shape[:-1]
         detached = {name: tensor.detach() for name, tensor in parameters.items()}
         if shared and self._in_rows and len(apart) == 1:
             assert self.layers is not None
-            moved = moved or {}
             return row_factors(
                 lambda rows: self._losses(detached, rows),
                 self.layers,
                 batch,
                 weights,
-                moves={layer: self._move(layer, moved) for layer in moved},
+                moved=moved or {},
             )
         shapes = self.output_shapes(detached, batch, weights, shared=shared)
         order = list(shapes)
@@ -256,13 +256,13 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _linear_layers(loaded: Loaded) -> dict[nn.Linear, tuple[str | None, str | None]] | None:
+def _linear_layers(loaded: Loaded) -> dict[nn.Linear, Names] | None:
     """Return weight's and bias's names of the layers trained; None: others are trained, or twice.
 
     A layer's name is None where it does not travel.
     """
     names: dict[Tensor, str] = {p: name for name, p in loaded.exchange.parameters.items()}
-    found: dict[nn.Linear, tuple[str | None, str | None]] = {}
+    found: dict[nn.Linear, Names] = {}
     for module in loaded.model.modules():
         if type(module) is nn.Linear:
             weight = names.get(module.weight)

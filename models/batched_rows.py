@@ -5,7 +5,7 @@ others of its batch, nor may a layer see the rows in another order than the batc
 `batched_fit` tries both.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,21 @@ from torch import Tensor, nn
 from intramural.core.errors import TrainingError
 from intramural.models.tasks import Batch
 
-Move = dict[str, Tensor]
-"""How far a client's layer has moved: its weight by `inputs` and `outputs`, its bias by `bias`."""
+Factors = dict[nn.Linear, tuple[Tensor, Tensor]]
+"""Of each layer its inputs and the gradients of its outputs, shapes (clients, positions, in) and
+(.., out), or with units (clients, units, positions, ..): a weight's gradient is their product."""
+Names = tuple[str | None, str | None]
+"""Of a layer's weight and bias; None: it does not train."""
 
 
 def row_factors(
     losses: Callable[[Batch], Tensor],
-    layers: Iterable[nn.Linear],
+    layers: Mapping[nn.Linear, Names],
     batch: Batch,
     weights: Tensor,
     *,
-    moves: Mapping[nn.Linear, Move],
-) -> tuple[Tensor, dict[nn.Linear, tuple[Tensor, Tensor]]]:
+    moved: Factors,
+) -> tuple[Tensor, Factors]:
     """Return clients' weighted sums of losses, and their gradients as factors, as `factors` does.
 
     Args:
@@ -32,7 +35,7 @@ def row_factors(
         layers: Those that train.
         batch: Clients and rows first.
         weights: Of the rows, shape (clients, rows).
-        moves: Of layers that have moved.
+        moved: As `BatchedLosses.factors` has it.
 
     Raises:
         TrainingError: A layer ran twice, or what it said was written over.
@@ -46,10 +49,9 @@ def row_factors(
             raise TrainingError("a layer ran twice in a pass; its gradient is not one product")
         own = args[0].reshape(clients, -1, layer.in_features)
         inputs[layer] = own.detach()
-        if move := moves.get(layer):
-            output = _moved(own, output.reshape(clients, -1, layer.out_features), move).view(
-                output.shape
-            )
+        if layer in moved:
+            apart = output.reshape(clients, -1, layer.out_features)
+            output = _moved(own, apart, layers[layer], moved[layer]).view(output.shape)
         if not output.requires_grad:
             output.requires_grad_()
         outputs[layer] = output, output._version
@@ -73,11 +75,12 @@ def row_factors(
     }
 
 
-def _moved(inputs: Tensor, output: Tensor, move: Move) -> Tensor:
+def _moved(inputs: Tensor, output: Tensor, names: Names, moved: tuple[Tensor, Tensor]) -> Tensor:
     """Return a layer's output, of shape (clients, positions, out), as it has moved."""
-    if "inputs" not in move:
-        return output - move["bias"][:, None] if "bias" in move else output
-    shares = torch.bmm(inputs, move["inputs"].mT)
-    if "bias" in move:  # which is the sum of the outputs: as if each input had a one more
+    (weight, bias), (before, away) = names, moved
+    if weight is None:
+        return output - away.sum(1, keepdim=True)
+    shares = torch.bmm(inputs, before.mT)
+    if bias is not None:  # as if each input had a one more
         shares = shares + 1
-    return torch.baddbmm(output, shares, move["outputs"], alpha=-1)
+    return torch.baddbmm(output, shares, away, alpha=-1)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from intramural.core.journal import Entry
 
+JOURNAL = "journal.jsonl"
+"""Name of a run's journal, in the run's folder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Commits:

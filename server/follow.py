@@ -12,8 +12,8 @@ from intramural.core.errors import (
     RoundRefused,
 )
 from intramural.core.journal import scan
+from intramural.server.commits import JOURNAL
 from intramural.server.orders import NOW, Order
-from intramural.server.run import JOURNAL
 from intramural.server.standing import read_json
 from intramural.server.watcher import Watcher
 

@@ -1,7 +1,8 @@
 """History: the committed rounds' records in one file that grows by a line a round.
 
 Each checkpoint vouches for the lines up to its round, and no more: what a crash left behind them,
-or a run that went back to an older checkpoint, is nobody's.
+or a run that went back to an older checkpoint, is nobody's. The run's journal tells the same, and
+stands in where the file is harmed: one bad byte shall not cost all checkpoints at once.
 """
 
 import json
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from intramural.core.canonical import canonical_json, digest_bytes, digest_json
+from intramural.core.errors import JournalError
 from intramural.core.files import write_atomic
+from intramural.core.journal import scan
+from intramural.server.commits import JOURNAL, commits_of
 
 HISTORY = "history.jsonl"
 """Name of the file, beside the checkpoints."""
@@ -55,24 +59,45 @@ def read_history(folder: Path, facts: Mapping[str, Any]) -> list[Record]:
     """Return the records that the facts of a checkpoint vouch for.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: The file is not what was written.
+        OSError, ValueError, KeyError, TypeError: Neither file nor journal is what was written.
     """
-    content = b""
-    if facts["bytes"]:
-        with open(folder / HISTORY, "rb") as file:
-            content = file.read(facts["bytes"])
-    lines = content.splitlines(keepends=True)
+    lines = _lines_in(folder / HISTORY, facts)
     if _told(NOTHING, lines) != facts:
-        raise ValueError("digest of the history")
+        lines = _lines_of(folder.parent / JOURNAL, facts)
+        if _told(NOTHING, lines) != facts:
+            raise ValueError("digest of the history")
     return [json.loads(line) for line in lines]
+
+
+def _lines_in(path: Path, facts: Mapping[str, Any]) -> list[bytes]:
+    try:
+        with open(path, "rb") as file:
+            return file.read(facts["bytes"]).splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+
+
+def _lines_of(journal: Path, facts: Mapping[str, Any]) -> list[bytes]:
+    """Return the lines as a run's journal tells them; none, if it is not whole either."""
+    try:
+        standing = commits_of(scan(journal).entries).standing
+    except JournalError:
+        return []
+    bodies = [dict(entry.body) for entry in standing[: facts["records"]]]
+    return [_line({k: v for k, v in body.items() if k != "digest"}) for body in bodies]
 
 
 def _is_held(path: Path, before: Mapping[str, Any], records: Sequence[Record]) -> bool:
     """Return whether the file may hold the first of these records, for which `before` vouches."""
     known = before["records"]
-    if not 0 < known <= len(records) or before["last"] != digest_bytes(_line(records[known - 1])):
+    if not 0 < known <= len(records):
         return False
-    return path.is_file() and path.stat().st_size >= before["bytes"]
+    last = _line(records[known - 1])
+    if digest_bytes(last) != before["last"] or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        file.seek(before["bytes"] - len(last))
+        return file.read(len(last)) == last
 
 
 def _told(before: Mapping[str, Any], lines: Sequence[bytes]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from intramural.core.files import Held, exclusive, write_json
 from intramural.core.journal import Entry, Journal, scan
 from intramural.core.route import uplink
 from intramural.server.checkpoint import Checkpoint, load_checkpoint
-from intramural.server.commits import commits_of
+from intramural.server.commits import JOURNAL, commits_of
 from intramural.server.coordinator import Coordinator
 from intramural.server.directory import Manners
 from intramural.server.export import Beginning, beginning, save_final
@@ -33,7 +33,7 @@ from intramural.server.watcher import Watcher
 from intramural.strategies.registry import make_rule
 from intramural.strategies.rule import Rule
 
-JOURNAL, CHECKPOINTS, MODEL, REPORT = "journal.jsonl", "checkpoints", "model", "report.json"
+CHECKPOINTS, MODEL, REPORT = "checkpoints", "model", "report.json"
 LOCK = "run.lock"
 """Held while a process runs the federation in the folder; the file itself stays."""
 

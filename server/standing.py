@@ -9,9 +9,9 @@ from intramural.core.errors import ConfigError, TrustError
 from intramural.core.federation import FederationConfig
 from intramural.core.journal import GENESIS, scan
 from intramural.server.checkpoint import load_checkpoint
-from intramural.server.commits import commits_of
+from intramural.server.commits import JOURNAL, commits_of
 from intramural.server.orders import MANIFEST, NOW, Order, orders
-from intramural.server.run import CHECKPOINTS, JOURNAL, manifest_table
+from intramural.server.run import CHECKPOINTS, manifest_table
 from intramural.server.up import STATUS, is_up
 from intramural.trust.envelope import MANIFEST_TYPE, open_envelope
 

@@ -19,8 +19,9 @@ import httpx
 from intramural.core.bundle import write_bundle
 from intramural.core.errors import ConfigError, RoundError
 from intramural.core.journal import scan
+from intramural.server.commits import JOURNAL
 from intramural.server.flwr_cli import CONNECTION, call_flwr, flower_home
-from intramural.server.run import JOURNAL, REPORT
+from intramural.server.run import REPORT
 from intramural.server.watcher import Watcher
 
 START_S = 60.0

@@ -20,11 +20,12 @@ from intramural.models.generation import Generation
 from intramural.models.resident import resident_model
 from intramural.server import machine
 from intramural.server.checkpoint import load_checkpoint
+from intramural.server.commits import JOURNAL
 from intramural.server.export import beginning
 from intramural.server.holdout import check_holdout
 from intramural.server.planning import check_federation
 from intramural.server.report_html import render_html
-from intramural.server.run import CHECKPOINTS, JOURNAL, REPORT, run_id
+from intramural.server.run import CHECKPOINTS, REPORT, run_id
 from intramural.server.watcher import Watcher
 from intramural.simulations.baseline import linear_baseline
 from intramural.simulations.comparison import (

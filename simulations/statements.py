@@ -10,7 +10,8 @@ from intramural.core.journal import scan
 from intramural.core.site import SiteConfig
 from intramural.privacy.ledger import Ledger
 from intramural.privacy.statement import statement_markdown, statement_of
-from intramural.server.run import JOURNAL, run_id
+from intramural.server.commits import JOURNAL
+from intramural.server.run import run_id
 
 
 def write_statements(

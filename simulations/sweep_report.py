@@ -84,8 +84,9 @@ def measure_validation(federation: FederationConfig, folder: Path) -> Mapping[st
     For cells under [privacy], whose sites send none: see `EXACT_WORDS`.
     """
     from intramural.core.journal import scan
+    from intramural.server.commits import JOURNAL
     from intramural.server.report import result_of
-    from intramural.server.run import JOURNAL, run_id
+    from intramural.server.run import run_id
     from intramural.simulations.comparison import open_agent, open_form, sums_by_site
 
     kept = folder / VALIDATION

@@ -56,9 +56,7 @@ def _peak_bound(chunk: Vector) -> float:
 
 def _reach(vector: Vector, factor: float, limit: float) -> float:
     """Return a bound of the terms' magnitudes, or one that is not below the limit; maybe a NaN."""
-    if (
-        0 < vector.size <= CHUNK
-    ):  # in cache: a second pass takes less than what else the bound needs
+    if 0 < vector.size <= CHUNK:  # in cache a second pass takes less than the bound's overhead
         return _peak(vector) * factor
 
     def part(start: int, stop: int) -> float:

@@ -21,15 +21,16 @@ def test_a_pool_has_all_its_threads_and_starts_none_later(
         assert pool.submit(lambda: threading.current_thread().name).result()[:4] == "some"
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
 def test_where_there_can_be_no_more_threads_nobody_waits_for_them(
-    monkeypatch: pytest.MonkeyPatch,
+    error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = threading.Thread.start
     started: list[threading.Thread] = []
 
     def full(thread: threading.Thread) -> None:
         if len(started) == 3:
-            raise RuntimeError("can't start new thread")
+            raise error
         started.append(thread)
         start(thread)
 
@@ -53,22 +54,18 @@ def test_what_is_done_beside_is_no_reason_to_wait_at_the_end() -> None:
 
 INTERRUPTED = """
 import os, signal, sys, threading
-from concurrent.futures import ThreadPoolExecutor
 from intramural.core.threads import thread_pool
 
 start = threading.Thread.start
 
 def start_and_interrupt(thread):
     start(thread)
-    if thread.name == sys.argv[2]:
+    if thread.name == sys.argv[1]:
         os.kill(os.getpid(), signal.SIGINT)
 
 threading.Thread.start = start_and_interrupt
 try:
-    pool = ThreadPoolExecutor(2, thread_name_prefix="some")
-    if sys.argv[1] == "ours":
-        pool = thread_pool(2, name="some")
-    pool.submit(int)
+    pool = thread_pool(2, name="some")
     for _ in range(1000):
         threading.Event().wait(0.01)
 except KeyboardInterrupt:
@@ -78,7 +75,6 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("thread", ["some_0", "some_1"])
 def test_a_process_interrupted_while_its_pool_starts_ends(thread: str) -> None:
-    # an executor that starts its threads when they are needed stays for ever: Python 3.11 to 3.13
-    command = [sys.executable, "-c", INTERRUPTED, "ours", thread]
+    command = [sys.executable, "-c", INTERRUPTED, thread]
     ran = subprocess.run(command, capture_output=True, timeout=30, check=True)
     assert ran.stdout == b"interrupted\n"

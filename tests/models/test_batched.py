@@ -238,9 +238,18 @@ class Remembering(Mlp):
         return SimpleNamespace(logits=logits + self.kept[0].sum(1))
 
 
+class Mixing(Mlp):
+    """Holds a row against the mean of its batch."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        logits = super().forward(input_ids, attention_mask).logits
+        return SimpleNamespace(logits=2 * logits - logits.mean(0))
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
+        (Mixing, "says other things of a row in a stack"),
         (Dropping, "draws random numbers in training"),
         (Heedless, "says other things of a row in a stack"),
         (Asking, "cannot run for several clients at once"),

@@ -14,7 +14,7 @@ from intramural.models.batched_fit import fit_of
 from intramural.models.exchange import Exchange
 from intramural.models.loading import Loaded
 from intramural.models.tasks import Task
-from tests.models.batched_builders import clients, model_of, start_of
+from tests.models.batched_builders import Mlp, by_hand, clients, model_of, start_of
 from tests.models.test_batched import (
     SIZES,
     alone,
@@ -23,6 +23,7 @@ from tests.models.test_batched import (
     config_of,
     jobs_of,
 )
+from tests.models.test_batched_rows import Turning
 from tests.tiny import LABELS, Json
 
 
@@ -55,8 +56,9 @@ def test_each_client_gets_what_it_gets_alone(bert: Path, kind: str, settings: Js
 
 @pytest.mark.usefixtures("no_stack")
 @pytest.mark.parametrize("names", [{"hidden.bias", "top.weight"}, {"hidden.weight"}])
-def test_what_is_frozen_stays(bert: Path, names: set[str]) -> None:
-    loaded, task = model_of("mlp", bert)
+@pytest.mark.parametrize("model", [Mlp, Turning])  # of which the second takes no rows together
+def test_what_is_frozen_stays(bert: Path, names: set[str], model: type[Mlp]) -> None:
+    loaded, task = by_hand(model())
     loaded = some(loaded, names)
     jobs = jobs_of(config_of(bert, local_steps=3), clients("mlp", task, SIZES))
     start = start_of(loaded)

@@ -21,14 +21,23 @@ from tests.models.batched_builders import (
     start_of,
 )
 from tests.models.test_batched import alone, assert_equal, config_of, jobs_of
+from tests.tiny import LABELS
 
 
-class Mixing(Mlp):
-    """Holds a row against the mean of its batch."""
+class Sorting(nn.Module):
+    """Runs its layers on the rows in the order of their lengths, the longest first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(1, 8)
+        self.top = nn.Linear(8, len(LABELS))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
-        logits = super().forward(input_ids, attention_mask).logits
-        return SimpleNamespace(logits=2 * logits - logits.mean(0))
+        lengths = attention_mask.sum(-1, keepdim=True)
+        means = (input_ids * attention_mask).sum(-1, keepdim=True) / lengths / WORDS
+        order = lengths.squeeze(-1).argsort(descending=True, stable=True)
+        logits = self.top(torch.tanh(self.hidden(means[order])))
+        return SimpleNamespace(logits=logits[order.argsort()])
 
 
 class Turning(Mlp):
@@ -75,7 +84,7 @@ class Deep(Mlp):
     [
         (Mlp, True),
         (Deep, True),
-        (Mixing, False),
+        (Sorting, False),
         (Turning, False),
         (Overwriting, False),
         (OverwritingFirst, False),
@@ -102,7 +111,8 @@ def test_rows_share_a_pass_where_that_changes_nothing(
     monkeypatch.setattr(batched_losses, "row_factors", noted)
     if model is not Bag:
         monkeypatch.setattr(batched, "pays", lambda *_, **__: keeps_factors)
-    jobs = jobs_of(config, clients("mlp", task, [4, 4, 4]))
+    kind = "bag" if model is Sorting else "mlp"  # of different lengths
+    jobs = jobs_of(config, clients(kind, task, [4, 4, 4]))
     start = start_of(loaded)
     for got, job in zip(train_jobs(loaded, task, jobs, start), jobs, strict=True):
         assert_equal(got, alone(loaded, task, job, start))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from intramural.core.errors import CheckpointError
+from intramural.core.journal import Journal
 from intramural.server import checkpoint as under_test
 from intramural.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -210,6 +211,21 @@ def test_records_that_no_checkpoint_vouches_for_are_nobodys(tmp_path: Path) -> N
     assert same(load_checkpoint(tmp_path)[0], made(3))
 
 
+@pytest.mark.parametrize("place", ["write_history", "save_file", "write_atomic"])
+def test_a_crash_of_a_run_that_fell_back_leaves_what_it_fell_back_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (saved(tmp_path, 4) / "round-000004.safetensors").write_bytes(b"")
+    (tmp_path / "round-000003.safetensors").write_bytes(b"")
+    monkeypatch.setattr(under_test, place, crash)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, replace(made(3), vector=made(3).vector + 1))
+    assert same(load_checkpoint(tmp_path)[0], made(2))
+
+
 def test_a_run_that_fell_back_writes_its_own_records_over_those_it_gave_up(tmp_path: Path) -> None:
     (saved(tmp_path, 4) / "round-000004.safetensors").write_bytes(b"")
     (tmp_path / "round-000003.safetensors").write_bytes(b"")
@@ -221,8 +237,34 @@ def test_a_run_that_fell_back_writes_its_own_records_over_those_it_gave_up(tmp_p
         assert same(load_checkpoint(tmp_path)[0], again)
 
 
-@pytest.mark.parametrize("content", [None, b"", b'{"metrics":'])
-def test_a_history_that_was_cut_while_the_run_went_on_is_written_again(
+@pytest.mark.parametrize("harm", ["first", "last", "gone"])
+def test_where_the_history_is_harmed_the_journal_tells_it(tmp_path: Path, harm: str) -> None:
+    folder = tmp_path / "checkpoints"
+    journal = Journal(tmp_path / "journal.jsonl")
+    for round_ in (1, 2, 3, 4):
+        if round_ == 4:  # round 3 was found harmed, and is committed again
+            journal.append("resumed", round=2)
+        number = min(round_, 3)
+        save_checkpoint(folder, made(number))
+        told = {"round": number, "other": 1} if round_ == 3 else made(number).history[-1]
+        journal.append("committed", digest=DIGEST, **told)
+    journal.close()
+    path = folder / "history.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(b"#" + whole[1:] if harm == "first" else whole[:-1] + b"#")
+    if harm == "gone":
+        path.unlink()
+    found, problems = load_checkpoint(folder)
+    assert same(found, made(3))
+    assert problems == []
+    save_checkpoint(folder, made(4))
+    (tmp_path / "journal.jsonl").unlink()
+    if harm != "first":  # which nobody sees until it is read
+        assert same(load_checkpoint(folder)[0], made(4))
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"metrics":', b"#" * 10**4])
+def test_a_history_that_was_harmed_while_the_run_went_on_is_written_again(
     tmp_path: Path, content: bytes | None
 ) -> None:
     path = saved(tmp_path, 3) / "history.jsonl"

@@ -19,7 +19,7 @@ from safetensors.numpy import save, save_file
 
 from intramural.client import replies
 from intramural.core import files, journal
-from intramural.server import checkpoint
+from intramural.server import checkpoint, history
 
 T = TypeVar("T")
 
@@ -215,7 +215,7 @@ def _read(path: str) -> bytes:
 
 
 def _sim_open(file: Any, mode: str = "r", buffering: int = -1, **rest: Any) -> Any:
-    if not _acting or not set(mode) & set("wa"):
+    if not _acting or not set(mode) & set("wa+"):
         return _open(file, mode, buffering, **rest)
     raw = SimFile(_acting[-1], file if isinstance(file, int) else os.fspath(file), mode)
     return raw if buffering == 0 else io.BufferedWriter(raw)
@@ -257,7 +257,7 @@ def simulated_disks() -> Iterator[None]:
             ("unlink", _sim_unlink),
         ):
             stack.enter_context(mock.patch.object(os, name, fake))
-        for module in (files, journal, replies):
+        for module in (files, journal, replies, history):
             stack.enter_context(mock.patch.object(module, "open", _sim_open, create=True))
         for name, own in (("open", _sim_open), ("save_file", _sim_save)):
             stack.enter_context(mock.patch.object(checkpoint, name, own, create=True))

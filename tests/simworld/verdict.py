@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from intramural.core.files import write_json
 from intramural.core.journal import scan
 from intramural.privacy.book import read_book
+from intramural.server.commits import JOURNAL
 from intramural.server.orders import MANIFEST, Order
-from intramural.server.run import JOURNAL
 from intramural.server.site_privacy import CHARGED
 from intramural.server.standing import verify_run
 from intramural.strategies.registry import make_rule
