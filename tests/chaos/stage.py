@@ -189,7 +189,7 @@ def stage(folder: Path, base: Path, *, disks: bool) -> Iterator[Stage]:
     finally:
         relay.close()
         for place in one.mounts:
-            subprocess.run(["umount", str(place)], check=False)
+            subprocess.run(["umount", "-l", str(place)], check=False)  # some process may still end
 
 
 def _mount(one: Stage) -> None:
