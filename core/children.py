@@ -8,15 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
 from intramural.core.files import make_folder, write_json
+from intramural.core.threads import beside
 
 LOG_BYTES, LOG_FILES = 5_000_000, 3
 """Most that one child's log holds, times the files kept."""
@@ -142,10 +143,7 @@ class Children:
             start_new_session=True,
             preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
         )
-        reader = threading.Thread(
-            target=_keep_log, args=(process, self._logs / f"{child.name}.log"), daemon=True
-        )
-        reader.start()
+        beside(partial(_keep_log, process, self._logs / f"{child.name}.log"))
         return _Running(process=process, started_s=self._clock())
 
     def _bury(self, child: Child, running: _Running) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -72,9 +71,8 @@ def _make_room(folder: Path, *, below: str) -> None:
     names = sorted(os.listdir(folder))
     for left_over in (name for name in names if name.endswith(".partial")):
         (folder / left_over).unlink()
-    is_facts = re.compile(r"round-\d+\.json").fullmatch
-    facts = [name for name in names if is_facts(name) and name < below]
-    for old in facts[:-GENERATIONS]:
+    facts = [name for name in names if name.startswith("round-") and name.endswith(".json")]
+    for old in [name for name in facts if name < below][:-GENERATIONS]:
         (folder / old).unlink()
         (folder / old).with_suffix(".safetensors").unlink(missing_ok=True)
 

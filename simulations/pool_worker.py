@@ -15,7 +15,6 @@ import signal
 import socket
 import struct
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from flwr.clientapp import ClientApp
 from intramural.core.children import die_with_parent
 from intramural.core.layout import lent_by
 from intramural.core.pages import KEPT_BY_WORKER_BYTES, keep_freed_memory
+from intramural.core.threads import beside
 from intramural.simulations.broadcast import Block, Form, let_go, put_together, take_apart, write
 from intramural.simulations.grid import Nodes, States, be_server_app, message_of, raised
 
@@ -255,7 +255,7 @@ def serve(line: Line, setup: Setup) -> None:
     keep_freed_memory(KEPT_BY_WORKER_BYTES)
     be_server_app()
     jobs: queue.SimpleQueue[tuple[Job, int | None] | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(line, jobs), daemon=True).start()
+    beside(partial(_read, line, jobs))
     try:
         module, _, name = setup.app.partition(":")
         app = getattr(importlib.import_module(module), name)
