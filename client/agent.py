@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from intramural import __version__
 from intramural.client.keeping import Keeping
 from intramural.client.memory import MEMORY, SiteMemory
 from intramural.client.policy import check_manifest, check_records, violations
@@ -186,7 +186,7 @@ class SiteAgent:
             site=self.name,
             layout=resident.loaded.exchange.layout.digest,
             base=resident.base.digest,
-            version=version("intramural"),
+            version=__version__,
             ledger_entries=entries,
             ledger_head=head,
         )

@@ -4,11 +4,11 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
 
+from intramural import __version__
 from intramural.client.rank import rank_of
 from intramural.core.errors import LedgerError, Refused
 from intramural.core.federation import FederationConfig
@@ -234,7 +234,7 @@ class Guard:
             is_private=random.is_private,
             engine=plan.engine if training else "counts",
             accountant=ACCOUNTANT,
-            version=version("intramural"),
+            version=__version__,
         )
 
     def random(self, round_: int, *, use: str = "private-round") -> SecureRandom:

@@ -55,11 +55,10 @@ def answer_together(
     waiting: list[_Open] = []
     with ExitStack() as all_settled:  # should the process be interrupted in between
         for place, (agent, request) in enumerate(asked):
+            settled = all_settled.enter_context(ExitStack())
             try:
                 agent.check_request(request)
-                with ExitStack() as stack:
-                    job = stack.enter_context(agent.training(request))
-                    settled = all_settled.enter_context(stack.pop_all())
+                job = settled.enter_context(agent.training(request))
             except Exception as error:  # noqa: BLE001 (as `SiteAgent.answer`)
                 replies[place] = agent.refusal(error)
                 continue

@@ -6,12 +6,12 @@ what differs between runs travels beside it, as Flower's run configuration. So a
 bundle it lets in: the one its own installed version would build.
 """
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from intramural import __version__
 from intramural.core.files import write_atomic
 
 SERVER_APP = "intramural.server.app:app"
@@ -38,7 +38,7 @@ def bundle_files() -> dict[str, bytes]:
     table: dict[str, Any] = {
         "project": {
             "name": "intramural-run",
-            "version": version("intramural"),
+            "version": __version__,
             "description": "Names the entry points of the installed package; holds no code.",
             "license": "Apache-2.0",
             "dependencies": [],

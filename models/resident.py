@@ -13,7 +13,7 @@ from intramural.models.base import Base, resolve_base
 from intramural.models.classification import Classification
 from intramural.models.generation import Generation
 from intramural.models.head import FrozenBody
-from intramural.models.loading import Loaded, load_model
+from intramural.models.loading import Loaded, load_model, pick_device
 from intramural.models.padding import check_padding
 from intramural.models.tasks import Task
 
@@ -69,13 +69,14 @@ def resident_model(
     seed, privacy = federation.federation.seed, federation.privacy
     engine = privacy.engine if privacy is not None else None
     rule = federation.strategy.rule  # says what travels
-    key = digest_json([*needs, rule, seed, engine, str(base.folder), device]), rank
+    place = str(pick_device(device))  # by its name: a coordinator's 'auto' is a site's 'cpu'
+    key = digest_json([*needs, rule, seed, engine, str(base.folder), place]), rank
     if fresh or key not in _resident:
         # another model's memory is needed for the new one
         for old in [other for other in _resident if other[0] != key[0] or other == key]:
             del _resident[old]
         _asked.clear()
-        loaded = load_model(federation, base, device=device, rank=rank)
+        loaded = load_model(federation, base, device=place, rank=rank)
         task = make_task(federation, loaded, base=base)
         if privacy is not None:
             from intramural.models.rehearsal import rehearse  # here: Opacus takes seconds to load

@@ -27,6 +27,8 @@ from intramural.simulations.pool_worker import Setup
 APP = "intramural.client.app:app"
 LOOK_S = 1.0
 """How often to see whether a worker is there that says nothing."""
+GLANCE_S = 0.05
+"""How often to see whether memory is still read that a worker could write to."""
 EMPTY = Form(records=(), nbytes=0)
 
 
@@ -200,12 +202,13 @@ class PoolGrid(LocalGrid):
             self._worker_of[node] = hand
         return [self._worker_of[message.metadata.dst_node_id] for message in messages]
 
-    def _look_again(self) -> None:
-        """Have more messages sent where a slot is read no more."""
+    def _look_again(self) -> bool:
+        """Have slots used again that are read no more; return whether some still are."""
         for hand in self._hands:
             for slot in hand.slots:
                 slot.look_again()
             hand.feed()
+        return any(slot.is_read for hand in self._hands for slot in hand.slots)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Yield the replies in the order in which their messages were pushed; wait for each.
@@ -263,11 +266,12 @@ class PoolGrid(LocalGrid):
             while not task.is_done:
                 assert self._hands, "the pool is closed"
                 self._unblock(task)
+                look_s = GLANCE_S if self._look_again() else LOOK_S
                 now_s = time.monotonic()
                 if now_s >= deadline_s:
                     self._attend(0.0)
                     break
-                self._attend(min(LOOK_S, deadline_s - now_s))
+                self._attend(min(look_s, deadline_s - now_s))
         except BaseException:  # also Ctrl-C: nobody shall have to remember to close the pool
             self.close()
             raise

@@ -1,6 +1,7 @@
 """Pool blocks: shared memory as the pool sees it: what it sends in one, and where replies lie."""
 
 import mmap
+import os
 from dataclasses import dataclass
 
 from intramural.simulations.broadcast import Block, Form, let_go, write
@@ -49,14 +50,32 @@ class Slot:
     number: int
     block: Block | None = None
     is_free: bool = True
+    is_told: bool = True
+    """Whether the worker knows that it is free."""
     fresh: bool = False
     """The worker shall make a new block for its next arrays: somebody still reads this one."""
     _read: mmap.mmap | None = None
     """Memory that somebody may read for a little longer."""
 
-    def let_go(self, memory: mmap.mmap | None) -> None:
+    def fill(self, descriptor: int | None) -> mmap.mmap:
+        """Return the memory of a reply that came here; the descriptor is that of a new block."""
+        self.is_free = self.is_told = False
+        if descriptor is not None:
+            if self.block is not None:
+                self.block.close()
+            self.block = Block(descriptor, os.fstat(descriptor).st_size)
+            self.fresh = False
+        assert self.block is not None
+        return self.block.map()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody was done with the reply, and its memory was still read then."""
+        return self._read is not None
+
+    def let_go(self, memory: mmap.mmap) -> None:
         """Free the slot, unless its memory is still read: a sum may take two replies at once."""
-        if memory is None or let_go(memory):
+        if let_go(memory):
             self.is_free = True
         else:
             self._read = memory

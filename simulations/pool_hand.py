@@ -1,7 +1,7 @@
 """Pool hand: the pool's end of one worker process: what it is at, and its two slots.
 
-A hand's messages are sent in their order and only when a slot is free for the reply. So a worker
-never waits for a slot, and the message whose reply is wanted next is always under way.
+A hand's messages are sent in their order, and no more than there are free slots for their replies.
+So a worker never waits for a slot, and the message whose reply is wanted next is always under way.
 """
 
 import mmap
@@ -21,14 +21,21 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
 from intramural.core.errors import ConfigError, RoundError
-from intramural.simulations.broadcast import Block, Form, put_together
+from intramural.simulations.broadcast import Form, put_together
 from intramural.simulations.grid import message_of
 from intramural.simulations.pool_blocks import Parcel, Slot
 from intramural.simulations.pool_nursery import Forked, Nursery
-from intramural.simulations.pool_worker import Answer, Begun, Job, Line, Ready, Setup
+from intramural.simulations.pool_worker import (
+    SLOTS,
+    Answer,
+    Begun,
+    Freed,
+    Job,
+    Line,
+    Ready,
+    Setup,
+)
 
-SLOTS = 2
-"""Replies of one worker that exist at once: one that is read while the next is made."""
 START_S = 300.0
 """How long a worker may take to import the app."""
 STARTS_MAX = 2
@@ -51,13 +58,14 @@ class Task:
     """What its arrays are in; None: it has none, or needs them no more."""
     wanted: bool = True
     """Whether anybody may still ask for the reply."""
-    slot: Slot | None = None
     sent_s: float = 0.0
     sendings: int = 0
     """Times it was sent to a worker that died."""
     answer: Answer | None = None
     memory: mmap.mmap | None = None
     """The reply's arrays."""
+    slot: Slot | None = None
+    """Where they are."""
     error: Error | None = None
     """Why there is no answer and will be none."""
     began_s: float = field(default_factory=time.monotonic)
@@ -90,7 +98,7 @@ class Task:
         """Free the slot: the reply has been read, or nobody will read it."""
         slot, memory = self.slot, self.memory
         self.slot = self.memory = None
-        if slot is not None:
+        if slot is not None and memory is not None:
             slot.let_go(memory)
 
 
@@ -158,28 +166,28 @@ class Hand:
                 os.close(output)
 
     def feed(self) -> None:
-        """Send messages while slots are free; if the worker is gone, `receive` will notice."""
-        for slot in self.slots:
-            if slot.is_free and self.waiting and not self._send(self.waiting[0], slot):
-                return
+        """Tell which slots are free, and send messages while there are such for their replies.
 
-    def _send(self, task: Task, slot: Slot) -> bool:
-        job = Job(
-            metadata=task.message.metadata, form=task.form, slot=slot.number, fresh=slot.fresh
-        )
+        If the worker is gone, `receive` will notice.
+        """
+        free = [slot for slot in self.slots if slot.is_free]
+        with suppress(OSError):
+            for slot in free:
+                if not slot.is_told:
+                    self.line.send(Freed(slot=slot.number, fresh=slot.fresh))
+                    slot.is_told, slot.fresh = True, False
+            while self.waiting and len(self.sent) < len(free):
+                self._send(self.waiting[0])
+
+    def _send(self, task: Task) -> None:
         descriptor = None
         if task.parcel is not None and task.parcel.number != self._parcel:
             descriptor = task.parcel.block().descriptor
-        try:
-            self.line.send(job, descriptor)
-        except OSError:
-            return False
+        self.line.send(Job(metadata=task.message.metadata, form=task.form), descriptor)
         if task.parcel is not None:
             self._parcel = task.parcel.number
-        slot.is_free = False
-        task.slot, task.sent_s = slot, time.monotonic()
+        task.sent_s = time.monotonic()
         self.sent.append(self.waiting.popleft())
-        return True
 
     def receive(self) -> None:
         """Take what the worker has to say.
@@ -202,16 +210,9 @@ class Hand:
             return
         answer: Answer = value
         task = self.sent.popleft()
-        slot = task.slot
-        assert slot is not None
-        if descriptor is not None:
-            if slot.block is not None:
-                slot.block.close()
-            slot.block = Block(descriptor, os.fstat(descriptor).st_size)
-            slot.fresh = False
-        if isinstance(answer.found, Form) and answer.found.nbytes:
-            assert slot.block is not None
-            task.memory = slot.block.map()
+        if answer.slot is not None:
+            task.slot = self.slots[answer.slot]
+            task.memory = task.slot.fill(descriptor)
         task.answer, self._free_s, self._begun_s = answer, answer.ended_s, None
         task.finish(began_s=answer.began_s, ended_s=answer.ended_s)
         if not task.wanted:
@@ -250,7 +251,6 @@ class Hand:
                 "output, and use fewer workers if memory is short"
             )
         while self.sent:  # it had them only waiting
-            self.sent[-1].slot = None
             self.waiting.appendleft(self.sent.pop())
         self._start()
         self.feed()
@@ -258,7 +258,6 @@ class Hand:
     def _fail(self, task: Task, *, late: bool) -> None:
         code = ErrorCode.REPLY_MESSAGE_UNAVAILABLE if late else ErrorCode.CLIENT_APP_CRASHED
         task.error = Error(code=code, reason="took too long" if late else "worker died")
-        task.slot = None
         task.finish(began_s=self._since_s(task), ended_s=time.monotonic())
 
     def renew_slots(self) -> None:
@@ -267,7 +266,7 @@ class Hand:
         for slot in self.slots:
             if slot.block is not None:
                 slot.block.close()
-        self.slots = [Slot(number, fresh=True) for number in range(SLOTS)]
+        self.slots = [Slot(number, is_told=False, fresh=True) for number in range(SLOTS)]
 
     def hang_up(self) -> None:
         """Tell the worker to end."""

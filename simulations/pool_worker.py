@@ -33,6 +33,8 @@ from intramural.core.threads import beside
 from intramural.simulations.broadcast import Block, Form, let_go, put_together, take_apart, write
 from intramural.simulations.grid import Nodes, States, be_server_app, message_of, raised
 
+SLOTS = 2
+"""Replies of one worker that exist at once: one that is read while the next is made."""
 GRACE_S = 1.0
 """How long a worker that is told to end may take for what it is at."""
 _HEAD = struct.Struct("<Q?")
@@ -60,10 +62,15 @@ class Job:
 
     metadata: Metadata
     form: Form
+
+
+@dataclass(frozen=True, kw_only=True)
+class Freed:
+    """A slot that a reply's arrays may be put in again."""
+
     slot: int
-    """Number of the block to put the reply's arrays in."""
     fresh: bool
-    """Whether to make that block anew: the pool still reads the old one."""
+    """Whether to make its block anew: the old one is still read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +79,8 @@ class Answer:
 
     metadata: Metadata
     found: Form | Error
+    slot: int | None
+    """Number of the slot that its arrays are in; None: it has none."""
     began_s: float
     """When the app began and ended, by `time.monotonic`."""
     ended_s: float
@@ -148,55 +157,82 @@ class Line:
 class Slots:
     """The blocks that replies' arrays are put in; each grows to the largest reply.
 
-    A job is lent its slot, so that the one vector of most replies is written there at once: a copy
-    less, and a model's memory less in each worker.
+    The one vector of most replies is written there at once: a copy less, and a model's memory less
+    in each worker. A slot is chosen when it is written to, of those that the pool has freed by
+    then: there is no second block unless the first is still read when the next reply is made. The
+    pool sends no more jobs than there are free slots, so there is always one.
     """
 
     def __init__(self) -> None:
-        """Begin without any."""
+        """Begin with all slots free, and no block."""
+        self.freed: queue.SimpleQueue[Freed] = queue.SimpleQueue()
+        """What the pool has told, from any thread."""
+        self._free = set(range(SLOTS))
+        self._chosen: int | None = None
+        """Where the reply that is made now goes."""
         self._blocks: dict[int, tuple[Block, mmap.mmap]] = {}
-        self._is_told: dict[int, bool] = {}
-        """Of each slot: whether the pool has its block."""
+        self._told: set[int] = set()
+        """Slots whose blocks the pool has."""
 
-    def lend(self, job: Job, nbytes: int) -> memoryview:
-        """Return the beginning of the job's slot, which the pool does not read until the reply."""
-        return memoryview(self._memory(job, nbytes))[:nbytes]
+    def lend(self, nbytes: int) -> memoryview:
+        """Return the beginning of a slot, which the pool does not read until the reply."""
+        return memoryview(self._memory(self._choose(), nbytes))[:nbytes]
 
-    def put(self, form: Form, parts: list[bytes], job: Job) -> int | None:
-        """Write a reply's arrays to the job's slot; return the descriptor if the block is new."""
+    def put(self, form: Form, parts: list[bytes]) -> tuple[int | None, int | None]:
+        """Write a reply's arrays to a slot; return it, and the descriptor if its block is new."""
         if not form.nbytes:
-            return None
-        with memoryview(self._memory(job, form.nbytes)) as view:
+            return None, None
+        slot = self._choose()
+        with memoryview(self._memory(slot, form.nbytes)) as view:
             write(form, parts, view)
-        is_told, self._is_told[job.slot] = self._is_told[job.slot], True
-        return None if is_told else self._blocks[job.slot][0].descriptor
+        self._free.remove(slot)
+        self._chosen = None
+        if slot in self._told:
+            return slot, None
+        self._told.add(slot)
+        return slot, self._blocks[slot][0].descriptor
 
-    def _memory(self, job: Job, nbytes: int) -> mmap.mmap:
-        """Return the memory of the job's slot: a new block where the old one is small, or read."""
-        found = self._blocks.get(job.slot)
-        is_stale = job.fresh and self._is_told[job.slot]
-        if found is not None and not is_stale and found[0].nbytes >= nbytes:
-            return found[1]
-        if found is not None:
-            del self._blocks[job.slot]
-            let_go(found[1])
-            found[0].close()
-        block = Block.of_size(nbytes)
-        memory = block.map(writable=True)
-        self._blocks[job.slot] = block, memory
-        self._is_told[job.slot] = False
-        return memory
+    def _choose(self) -> int:
+        """Return the slot of this reply: if there is one, one that has a block."""
+        if self._chosen is None:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._take_back(self.freed.get_nowait())
+            self._chosen = min(self._free, key=lambda slot: (slot not in self._blocks, slot))
+        return self._chosen
+
+    def _take_back(self, freed: Freed) -> None:
+        self._free.add(freed.slot)
+        if freed.fresh:
+            self._drop(freed.slot)
+
+    def _memory(self, slot: int, nbytes: int) -> mmap.mmap:
+        """Return the memory of a slot: a new block where there is none, or a small one."""
+        if slot in self._blocks and self._blocks[slot][0].nbytes < nbytes:
+            self._drop(slot)
+        if slot not in self._blocks:
+            block = Block.of_size(nbytes)
+            self._blocks[slot] = block, block.map(writable=True)
+        return self._blocks[slot][1]
+
+    def _drop(self, slot: int) -> None:
+        """Forget a slot's block, which is gone with the last who reads it."""
+        self._told.discard(slot)
+        if slot in self._blocks:
+            block, memory = self._blocks.pop(slot)
+            let_go(memory)
+            block.close()
 
 
 class Worker:
     """Runs jobs: rebuilds each message, calls the app, and sends the reply."""
 
-    def __init__(self, line: Line, app: ClientApp, home: Nodes) -> None:
-        """Answer on `line` for the nodes of `home`."""
+    def __init__(self, line: Line, app: ClientApp, home: Nodes, *, slots: Slots) -> None:
+        """Answer on `line` for the nodes of `home`; what replies bring goes to `slots`."""
         self._line = line
         self._app = app
         self._home = home
-        self._slots = Slots()
+        self._slots = slots
         self._broadcast: mmap.mmap | None = None
 
     def work(self, job: Job, descriptor: int | None) -> None:
@@ -213,15 +249,18 @@ class Worker:
         self._line.send(Begun())
         message = message_of(job.metadata, self._content(job))
         began_s = time.monotonic()
-        with lent_by(partial(self._slots.lend, job)):
+        with lent_by(self._slots.lend):
             reply = self._home.run(self._app, message)
         ended_s = time.monotonic()
+        found: Form | Error
         try:
-            found, fresh = self._pack(reply, job)
+            found, slot, fresh = self._pack(reply)
         except Exception as error:  # noqa: BLE001 (it does not fit into memory, or is no message)
             reply = Message(raised(error), reply_to=message)
-            found, fresh = reply.error, None
-        answer = Answer(metadata=reply.metadata, found=found, began_s=began_s, ended_s=ended_s)
+            found, slot, fresh = reply.error, None, None
+        answer = Answer(
+            metadata=reply.metadata, found=found, slot=slot, began_s=began_s, ended_s=ended_s
+        )
         self._line.send(answer, fresh)
 
     def _content(self, job: Job) -> RecordDict:
@@ -230,11 +269,12 @@ class Worker:
         assert self._broadcast is not None
         return put_together(job.form, memoryview(self._broadcast))
 
-    def _pack(self, reply: Message, job: Job) -> tuple[Form | Error, int | None]:
+    def _pack(self, reply: Message) -> tuple[Form | Error, int | None, int | None]:
+        """Return what a reply brings, its slot, and the descriptor of a new block."""
         if reply.has_error():
-            return reply.error, None
+            return reply.error, None, None
         form, parts = take_apart(reply.content)
-        return form, self._slots.put(form, parts, job)
+        return form, *self._slots.put(form, parts)
 
 
 def main() -> None:
@@ -255,7 +295,8 @@ def serve(line: Line, setup: Setup) -> None:
     keep_freed_memory(KEPT_BY_WORKER_BYTES)
     be_server_app()
     jobs: queue.SimpleQueue[tuple[Job, int | None] | None] = queue.SimpleQueue()
-    beside(partial(_read, line, jobs))
+    slots = Slots()
+    beside(partial(_read, line, jobs, slots))
     try:
         module, _, name = setup.app.partition(":")
         app = getattr(importlib.import_module(module), name)
@@ -263,18 +304,24 @@ def serve(line: Line, setup: Setup) -> None:
         line.send(Ready(problem=type(error).__name__))
         return
     home = Nodes(count=setup.nodes, run_config=setup.run_config, states=States(setup.states))
-    worker = Worker(line, app, home)
+    worker = Worker(line, app, home, slots=slots)
     with contextlib.suppress(OSError):  # the pool is gone: so are we
         line.send(Ready(problem=""))
         while (job := jobs.get()) is not None:
             worker.work(*job)
 
 
-def _read(line: Line, jobs: "queue.SimpleQueue[tuple[Job, int | None] | None]") -> None:
-    """Hand jobs over as they come, so that the pool never waits to send; end with the pool."""
+def _read(
+    line: Line, jobs: "queue.SimpleQueue[tuple[Job, int | None] | None]", slots: Slots
+) -> None:
+    """Hand over what comes when it comes, so that the pool never waits to send; end with it."""
     with contextlib.suppress(EOFError):
         while True:
-            jobs.put(line.receive())
+            value, descriptor = line.receive()
+            if isinstance(value, Freed):
+                slots.freed.put(value)
+            else:
+                jobs.put((value, descriptor))
     jobs.put(None)
     time.sleep(GRACE_S)
     os._exit(1)  # it is at a message that nobody waits for

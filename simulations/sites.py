@@ -21,10 +21,9 @@ from intramural.simulations.partition import parse_spec, partition
 
 POOLED = "pooled"
 """Name of the site that holds everybody's records, for comparison."""
-
-
 FOLDERS_MAX = 200
 """More sites than this are a population in one file."""
+_ROW = json.JSONEncoder(ensure_ascii=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +119,8 @@ def deal(plan: Deal) -> Dealt:
     sites, pooled = plan.folder / "sites", plan.folder / POOLED
     done = plan.folder / "deal.json"
     if not done.is_file():
-        write_atomic(done, json.dumps(_deal(plan, sites, pooled)).encode())
+        notes = json.dumps(_deal(plan, sites, pooled))
+        write_atomic(done, notes.encode(), sync=False)  # as all of it: a power cut ends the run
     return Dealt(
         files=[] if plan.is_crowd else sorted(sites.glob("*/site.toml")),
         pooled=pooled / "site.toml",
@@ -184,7 +184,7 @@ def _write_crowd(
 ) -> None:
     write_population(folder, records, dealt, sites=plan.sites)
     table = _site_table(plan, "crowd", data={"path": RECORDS})
-    write_atomic(folder / "site.toml", tomli_w.dumps(table).encode())
+    write_atomic(folder / "site.toml", tomli_w.dumps(table).encode(), sync=False)
 
 
 def _write_site(
@@ -194,17 +194,15 @@ def _write_site(
     lines = []
     for r in records:
         row = {"text": r.text, target: r.target, "group": r.group, "person": r.person}
-        lines.append(
-            json.dumps({k: v for k, v in row.items() if v is not None}, ensure_ascii=False)
-        )
-    write_atomic(folder / "records.jsonl", ("\n".join(lines) + "\n").encode())
+        lines.append(_ROW.encode({k: v for k, v in row.items() if v is not None}))
+    write_atomic(folder / "records.jsonl", ("\n".join(lines) + "\n").encode(), sync=False)
     data = {"path": "records.jsonl"}
     if plan.ledgers is not None:
         data["ledger"] = str((plan.ledgers / f"{name}.jsonl").resolve())
     table = _site_table(plan, name, data=data)
     if rank is not None:
         table["compute"]["rank"] = rank
-    write_atomic(folder / "site.toml", tomli_w.dumps(table).encode())
+    write_atomic(folder / "site.toml", tomli_w.dumps(table).encode(), sync=False)
 
 
 def _site_table(plan: Deal, name: str, *, data: dict[str, Any]) -> dict[str, Any]:

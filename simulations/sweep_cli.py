@@ -3,7 +3,6 @@
 import json
 import os
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from intramural import __version__
 from intramural.core.canonical import digest_file, digest_json
 from intramural.core.errors import ConfigError, DataError, RoundError
 from intramural.core.files import write_atomic, write_json
@@ -222,7 +222,7 @@ def _salt(order: SweepOrder, threads: int) -> str:
         if not file.is_file():
             raise DataError(f"{file}: no such file; name a file of records, or a site.toml")
     digests = sorted({digest_file(order.data), digest_file(data)})
-    return digest_json([digests, list(order.options), threads, version("intramural")])
+    return digest_json([digests, list(order.options), threads, __version__])
 
 
 class _Board:

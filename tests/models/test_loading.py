@@ -64,6 +64,10 @@ def test_the_model_is_built_once_and_anew_when_asked(bert: Path) -> None:
     fresh = resident_model(config, places={}, device="cpu", fresh=True)
     assert fresh is not first
     assert fresh.loaded.exchange.read().tobytes() == start.tobytes()
+    # a coordinator asks for 'auto', its simulated sites for what site.toml says
+    assert resident_model(config, places={}, device=str(pick_device("auto"))) is (
+        resident_model(config, places={}, device="auto")
+    )
 
 
 def resident(config: FederationConfig, on: Bench) -> Resident:

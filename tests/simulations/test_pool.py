@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,6 +190,31 @@ def test_memory_does_not_grow_with_the_messages(two: PoolGrid) -> None:
             here = max(here, blocks(os.getpid()) - before)
     assert most == 3  # one broadcast, two slots
     assert 1 <= here <= 4  # the replies in two slots of two workers
+
+
+@pytest.mark.parametrize("read_s", [0.0, 0.15])
+def test_a_worker_has_one_block_where_a_reply_is_read_before_the_next_is_made(
+    read_s: float,
+) -> None:
+    def blocks(pid: int) -> int:
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        return sum("memfd:intramural" in line for line in maps)
+
+    most, held, timers = 0, [], []
+    with pool(8, 2) as grid:
+        ids = grid.push_messages(orders(range(1, 9), sleep_s=0.6))
+        for reply in grid.pull_messages(ids):
+            held.append(vector_of(reply))
+            del reply
+            if read_s:  # as a sum does that is folded beside what comes next
+                timers.append(threading.Timer(read_s, held.clear))
+                timers[-1].start()
+            else:
+                held.clear()
+            most = max(most, *(blocks(pid) for pid in grid.pids))
+        for timer in timers:
+            timer.join()
+    assert most == 2  # one broadcast, one reply
 
 
 def test_replies_may_be_asked_for_in_any_order(two: PoolGrid) -> None:
