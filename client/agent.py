@@ -9,7 +9,6 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from intramural import __version__
 from intramural.client.keeping import Keeping
 from intramural.client.memory import MEMORY, SiteMemory
 from intramural.client.policy import check_manifest, check_records, violations
@@ -34,6 +33,7 @@ from intramural.core.messages import (
     Welcome,
 )
 from intramural.core.metrics import Sums, with_personal
+from intramural.core.package import VERSION
 from intramural.core.route import COUNTED_RULES, up_bytes_max, uplink
 from intramural.core.site import SiteConfig
 from intramural.data.records import Record
@@ -186,7 +186,7 @@ class SiteAgent:
             site=self.name,
             layout=resident.loaded.exchange.layout.digest,
             base=resident.base.digest,
-            version=__version__,
+            version=VERSION,
             ledger_entries=entries,
             ledger_head=head,
         )

@@ -8,12 +8,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from intramural import __version__
 from intramural.client.rank import rank_of
 from intramural.core.errors import LedgerError, Refused
 from intramural.core.federation import FederationConfig
 from intramural.core.files import probe_disk
 from intramural.core.metrics import Sums
+from intramural.core.package import VERSION
 from intramural.core.site import SiteConfig
 from intramural.data.records import Record
 from intramural.models.resident import resident_model
@@ -234,7 +234,7 @@ class Guard:
             is_private=random.is_private,
             engine=plan.engine if training else "counts",
             accountant=ACCOUNTANT,
-            version=__version__,
+            version=VERSION,
         )
 
     def random(self, round_: int, *, use: str = "private-round") -> SecureRandom:

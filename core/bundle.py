@@ -11,8 +11,8 @@ from typing import Any
 
 import tomli_w
 
-from intramural import __version__
 from intramural.core.files import write_atomic
+from intramural.core.package import VERSION
 
 SERVER_APP = "intramural.server.app:app"
 CLIENT_APP = "intramural.client.app:app"
@@ -38,7 +38,7 @@ def bundle_files() -> dict[str, bytes]:
     table: dict[str, Any] = {
         "project": {
             "name": "intramural-run",
-            "version": __version__,
+            "version": VERSION,
             "description": "Names the entry points of the installed package; holds no code.",
             "license": "Apache-2.0",
             "dependencies": [],

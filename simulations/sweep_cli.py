@@ -13,10 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from intramural import __version__
 from intramural.core.canonical import digest_file, digest_json
 from intramural.core.errors import ConfigError, DataError, RoundError
 from intramural.core.files import write_atomic, write_json
+from intramural.core.package import VERSION
 from intramural.core.site import load_site
 from intramural.simulations.sites import FOLDERS_MAX
 from intramural.simulations.sweep import CELLS, process_starter, run_cells
@@ -222,7 +222,7 @@ def _salt(order: SweepOrder, threads: int) -> str:
         if not file.is_file():
             raise DataError(f"{file}: no such file; name a file of records, or a site.toml")
     digests = sorted({digest_file(order.data), digest_file(data)})
-    return digest_json([digests, list(order.options), threads, __version__])
+    return digest_json([digests, list(order.options), threads, VERSION])
 
 
 class _Board:
