@@ -64,7 +64,6 @@ class Slot:
             if self.block is not None:
                 self.block.close()
             self.block = Block(descriptor, os.fstat(descriptor).st_size)
-            self.fresh = False
         assert self.block is not None
         return self.block.map()
 

@@ -5,8 +5,9 @@ neither torch nor Flower.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
+
+from intramural.core.package import VERSION as __version__
 
 if TYPE_CHECKING:
     from intramural.client.agent import SiteAgent
@@ -31,7 +32,6 @@ __all__ = [
     "load_site",
     "simulate",
 ]
-__version__ = version("intramural")
 
 _HOMES = {
     "Deal": "intramural.simulations.sites",

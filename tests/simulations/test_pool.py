@@ -78,6 +78,12 @@ def firsts(replies: Iterable[Message]) -> list[float]:
     return [float(vector_of(reply)[0]) for reply in replies]
 
 
+def blocks(pid: int) -> int:
+    """Return how many pieces of the pool's shared memory a process has."""
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return sum("memfd:intramural" in line for line in maps)
+
+
 def told(reply: Message) -> dict[str, Any]:
     record = reply.content["told"]
     assert isinstance(record, ConfigRecord)
@@ -175,10 +181,6 @@ def test_a_lent_vector_reaches_the_workers_from_where_it_was_written(two: PoolGr
 
 
 def test_memory_does_not_grow_with_the_messages(two: PoolGrid) -> None:
-    def blocks(pid: int) -> int:
-        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
-        return sum("memfd:intramural" in line for line in maps)
-
     two._settle()  # what was read longer in the test before
     before = blocks(os.getpid())
     most, here = 0, 0
@@ -196,10 +198,6 @@ def test_memory_does_not_grow_with_the_messages(two: PoolGrid) -> None:
 def test_a_worker_has_one_block_where_a_reply_is_read_before_the_next_is_made(
     read_s: float,
 ) -> None:
-    def blocks(pid: int) -> int:
-        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
-        return sum("memfd:intramural" in line for line in maps)
-
     most, held, timers = 0, [], []
     with pool(8, 2) as grid:
         ids = grid.push_messages(orders(range(1, 9), sleep_s=0.6))

@@ -81,7 +81,6 @@ def test_a_second_block_is_made_only_while_the_first_is_read() -> None:
     assert None not in (first[1], second[1])
     free(slots, 1)
     assert put(slots, 3.0) == (1, None)
-    free(slots, 0, 1)
     late = Slots()
     assert put(late, 1.0)[0] == 0
     with lent_by(late.lend):  # freed while the next is trained, in time for its vector
