@@ -6,9 +6,16 @@ started one for an executor, nobody tells that one, and the process stays for ev
 thread starts none: a daemon does, which Ctrl-C does not reach.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+
+
+def processor_count() -> int:
+    """Return how many processors this process may use: fewer than there are, if it is bound."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def beside(work: Callable[[], object]) -> threading.Thread:

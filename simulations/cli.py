@@ -1,7 +1,6 @@
 """`intramural simulate`."""
 
 import json
-import os
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -13,6 +12,7 @@ from intramural.core.config import check_config, load_config
 from intramural.core.errors import ConfigError
 from intramural.core.federation import FederationConfig
 from intramural.core.site import SiteConfig, load_site
+from intramural.core.threads import processor_count
 from intramural.server.cli import HOLDOUT_OPTION
 from intramural.server.report_table import print_report
 from intramural.server.screen import Screen
@@ -269,7 +269,7 @@ def _template(
         }
         template = check_config(table, SiteConfig, source="options")
     # fixed here, so that every engine adds up in the same order
-    threads = threads or template.compute.threads or os.cpu_count()
+    threads = threads or template.compute.threads or processor_count()
     compute = template.compute.model_copy(update={"threads": threads})
     model = template.model | places
     return template.model_copy(update={"compute": compute, "model": model})

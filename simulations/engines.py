@@ -7,7 +7,6 @@ ray: Flower's own simulation, for several machines.
 auto: inprocess or pool, by the time of one site's round.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from intramural.server.run import SITES_KEY, RunPlan, run_federation
 from intramural.server.setting import Setting
 from intramural.server.watcher import Watcher
 from intramural.simulations.comparison import open_form, open_site
+from intramural.simulations.processors import worker_count
 from intramural.simulations.scenario import Scenario
 from intramural.simulations.sites import Deal
 
@@ -177,9 +177,10 @@ def choose(work: Work) -> tuple[Engine, str]:
     """
     sites = work.deal.federation.sites
     cohort = max(sites.min, share_of(sites.share, work.deal.sites))
-    processes = work.workers or min(os.cpu_count() or 1, cohort)
+    threads = work.deal.template.compute.threads or 1
+    processes = min(work.workers or worker_count(threads=threads), cohort)
     if processes < 2:
-        return "inprocess", "there is one processor, or one site a round"
+        return "inprocess", "there is room for one worker, or one site a round"
     first = beginning(work.deal.federation, work.deal.template.model)
     round_s = _probe(work, first.vector)
     copies_s = 2 * first.layout.nbytes / COPY_BYTES_S

@@ -5,7 +5,6 @@ of its replies are not read yet: sums do not depend on timing, and memory grows 
 not with the sites.
 """
 
-import glob
 import os
 import selectors
 import sys
@@ -19,10 +18,11 @@ from flwr.app import Message
 
 from intramural.simulations.broadcast import Form, Lender, take_apart
 from intramural.simulations.grid import LocalGrid, Nodes, Observe, States
-from intramural.simulations.pool_blocks import Parcel
+from intramural.simulations.pool_blocks import Parcel, Slot
 from intramural.simulations.pool_hand import STOP_S, Hand, Task
 from intramural.simulations.pool_nursery import Nursery, can_fork
 from intramural.simulations.pool_worker import Setup
+from intramural.simulations.processors import visible_gpus, worker_count, worker_environment
 
 APP = "intramural.client.app:app"
 LOOK_S = 1.0
@@ -93,14 +93,14 @@ class PoolGrid(LocalGrid):
             path=tuple(sys.path),
         )
         gpus = visible_gpus()
-        count = min(workers or _workers(gpus, threads), nodes)
+        count = min(workers or worker_count(threads=threads), nodes)
         self._nursery: Nursery | None = None
         try:
             if libraries and can_fork():
-                shared = _environment(0, [], threads)
+                shared = worker_environment(threads=threads)
                 self._nursery = Nursery(libraries, environment=shared, log=log)
             for number in range(count):
-                environment = _environment(number, gpus, threads)
+                environment = worker_environment(threads=threads, number=number, gpus=gpus)
                 hand = Hand(number, setup, environment=environment, log=log, nursery=self._nursery)
                 self._hands.append(hand)
                 self._selector.register(hand.line.socket, selectors.EVENT_READ, hand)
@@ -174,10 +174,9 @@ class PoolGrid(LocalGrid):
 
     def _settle(self) -> None:
         """Free the slots whose time is over, and have more messages sent."""
-        for hand in self._hands:
-            for slot in hand.slots:
-                slot.settle()
-            hand.feed()
+        for slot in self._slots():
+            slot.settle()
+        self._feed()
 
     def _assign(self, messages: Sequence[Message]) -> list[Hand]:
         """Return who runs each message: no worker more than its share, and few nodes move.
@@ -204,11 +203,17 @@ class PoolGrid(LocalGrid):
 
     def _look_again(self) -> bool:
         """Have slots used again that are read no more; return whether some still are."""
+        for slot in self._slots():
+            slot.look_again()
+        self._feed()
+        return any(slot.is_read for slot in self._slots())
+
+    def _slots(self) -> Iterator[Slot]:
+        return (slot for hand in self._hands for slot in hand.slots)
+
+    def _feed(self) -> None:
         for hand in self._hands:
-            for slot in hand.slots:
-                slot.look_again()
             hand.feed()
-        return any(slot.is_read for hand in self._hands for slot in hand.slots)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Yield the replies in the order in which their messages were pushed; wait for each.
@@ -323,28 +328,3 @@ class PoolGrid(LocalGrid):
         elif task.is_done:
             task.release()
         task.hand.feed()
-
-
-def visible_gpus() -> list[str]:
-    """Return the names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name for name in named.split(",") if name and name != "-1"]
-    return [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]
-
-
-def _workers(gpus: list[str], threads: int) -> int:
-    if gpus:
-        return len(gpus)
-    affinity = getattr(os, "sched_getaffinity", None)
-    processors = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    return max(1, processors // threads)
-
-
-def _environment(number: int, gpus: list[str], threads: int) -> dict[str, str]:
-    """Return what a worker's environment has besides this process's."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-    changes = dict.fromkeys(names, str(threads))
-    if gpus:
-        changes["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-    return changes

@@ -1,7 +1,6 @@
 """`intramural simulate` with --sweep or --plan: what is shown and written; no work of its own."""
 
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from intramural.core.errors import ConfigError, DataError, RoundError
 from intramural.core.files import write_atomic, write_json
 from intramural.core.package import VERSION
 from intramural.core.site import load_site
+from intramural.core.threads import processor_count
 from intramural.simulations.sites import FOLDERS_MAX
 from intramural.simulations.sweep import CELLS, process_starter, run_cells
 from intramural.simulations.sweep_cells import Cell, Source, cells_of
@@ -77,7 +77,7 @@ def run_sweep(order: SweepOrder, *, console: Console, as_json: bool = False) -> 
     )
     cells = cells_of(config, source)
     start = process_starter(data=order.data, threads=threads, options=order.options)
-    workers = order.workers or os.cpu_count() or 1
+    workers = order.workers or processor_count()
     with _Board(console, len(cells)) as board:
         results = run_cells(
             cells, order.out, workers=min(workers, len(cells)), start=start, tell=board.told

@@ -1,12 +1,11 @@
 """Threads that share the parts of a long vector; NumPy lets go of the interpreter's lock."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import cache
 from typing import TypeVar
 
-from intramural.core.threads import thread_pool
+from intramural.core.threads import processor_count, thread_pool
 
 T = TypeVar("T")
 
@@ -19,7 +18,7 @@ THREADS_MAX = 4
 
 def thread_count() -> int:
     """Return how many threads share a vector."""
-    return min(os.cpu_count() or 1, THREADS_MAX)
+    return min(processor_count(), THREADS_MAX)
 
 
 def in_parts(size: int, parts: int, work: Callable[[int, int], T]) -> list[T]:

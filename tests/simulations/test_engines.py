@@ -1,5 +1,6 @@
 """Engines differ in what carries the messages; what comes of them is the same, bit for bit."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -168,8 +169,29 @@ def test_auto_says_what_it_chose_and_charges_no_ledger(tmp_path: Path, bert: Pat
     assert engine == "inprocess"
     assert "would not make up for" in why
     assert {p: p.read_bytes() for p in ledgers} == ledgers
-    engine, why = choose(Work(deal=deal, engine="auto", workers=1))
-    assert (engine, why) == ("inprocess", "there is one processor, or one site a round")
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "processors", "gpus"),
+    [(1, 1, 4, ""), (None, 1, 1, ""), (None, 3, 5, ""), (None, 1, 4, "GPU-7")],
+    ids=["asked for one", "bound to one processor", "two would not fit", "one GPU"],
+)
+def test_auto_takes_no_pool_of_one_worker(
+    tmp_path: Path,
+    bert: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int | None,
+    threads: int,
+    processors: int,
+    gpus: str,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    deal = dealt(tmp_path, federation(bert, sites={"min": 2}), count=2)
+    compute = deal.template.compute.model_copy(update={"threads": threads})
+    deal = replace(deal, template=deal.template.model_copy(update={"compute": compute}))
+    chosen = choose(Work(deal=deal, engine="auto", workers=workers))
+    assert chosen == ("inprocess", "there is room for one worker, or one site a round")
 
 
 def test_auto_tells_the_watcher(tmp_path: Path, bert: Path) -> None:
