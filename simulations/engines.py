@@ -123,12 +123,13 @@ def _grid(work: Work, settings: dict[str, Any]) -> Iterator[Grid]:
         from intramural.simulations.pool import PoolGrid
         from intramural.simulations.pool_nursery import LIBRARIES
 
-        threads = work.deal.template.compute.threads or 1
+        compute = work.deal.template.compute
         pool = PoolGrid(
             nodes,
             run_config=settings,
             workers=work.workers,
-            threads=threads,
+            threads=compute.threads or 1,
+            device=compute.device,
             observe=work.observe,
             log=work.deal.folder / "workers.log",
             libraries=LIBRARIES,
@@ -177,8 +178,9 @@ def choose(work: Work) -> tuple[Engine, str]:
     """
     sites = work.deal.federation.sites
     cohort = max(sites.min, share_of(sites.share, work.deal.sites))
-    threads = work.deal.template.compute.threads or 1
-    processes = min(work.workers or worker_count(threads=threads), cohort)
+    compute = work.deal.template.compute
+    room = worker_count(threads=compute.threads or 1, device=compute.device)
+    processes = min(work.workers or room, cohort)
     if processes < 2:
         return "inprocess", "there is room for one worker, or one site a round"
     first = beginning(work.deal.federation, work.deal.template.model)

@@ -22,7 +22,7 @@ from intramural.simulations.pool_blocks import Parcel, Slot
 from intramural.simulations.pool_hand import STOP_S, Hand, Task
 from intramural.simulations.pool_nursery import Nursery, can_fork
 from intramural.simulations.pool_worker import Setup
-from intramural.simulations.processors import visible_gpus, worker_count, worker_environment
+from intramural.simulations.processors import gpus_for, worker_count, worker_environment
 
 APP = "intramural.client.app:app"
 LOOK_S = 1.0
@@ -47,6 +47,7 @@ class PoolGrid(LocalGrid):
         app: str = APP,
         workers: int | None = None,
         threads: int = 1,
+        device: str = "auto",
         limit_s: float | None = None,
         before: Callable[[Message], None] | None = None,
         observe: Observe | None = None,
@@ -60,9 +61,10 @@ class PoolGrid(LocalGrid):
             nodes: How many there are, numbered from 1. One that is never asked costs nothing.
             run_config: What the apps find in their context.
             app: The app every node runs, as 'module:attribute'.
-            workers: Number of processes; None: one for each GPU, or without GPUs as many as there
-                are processors for. Never more than nodes.
+            workers: Number of processes; None: as `worker_count`. Never more than nodes.
             threads: Processor threads of one worker, unless the app sets them.
+            device: What the app trains on, as [compute] of site.toml has it: with 'auto' or 'cuda'
+                each worker is given a GPU of its own, if there are any.
             limit_s: Seconds that a node may take for a message; its worker is then killed and the
                 reply is an error. None: no limit. Flower's time to live is not looked at.
             before: Called with each message as it is pushed, in this process, for faults and tests;
@@ -92,8 +94,8 @@ class PoolGrid(LocalGrid):
             parent=os.getpid(),
             path=tuple(sys.path),
         )
-        gpus = visible_gpus()
-        count = min(workers or worker_count(threads=threads), nodes)
+        gpus = gpus_for(device)
+        count = min(workers or worker_count(threads=threads, device=device), nodes)
         self._nursery: Nursery | None = None
         try:
             if libraries and can_fork():

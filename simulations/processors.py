@@ -17,9 +17,19 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]
 
 
-def worker_count(*, threads: int) -> int:
+def gpus_for(device: str) -> list[str]:
+    """Return the GPUs that workers are dealt, one each, where `device` leaves it open which.
+
+    'cuda:1' is a number among all that this process sees; so a worker must see them, too.
+    """
+    return visible_gpus() if device in ("auto", "cuda") else []
+
+
+def worker_count(*, threads: int, device: str = "auto") -> int:
     """Return how many workers this machine has room for: one for each GPU, else by processors."""
-    return len(visible_gpus()) or max(1, processor_count() // threads)
+    if gpus := gpus_for(device):
+        return len(gpus)
+    return max(1, processor_count() // threads) if device in ("auto", "cpu") else 1
 
 
 def worker_environment(

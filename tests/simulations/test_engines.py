@@ -188,7 +188,7 @@ def test_auto_takes_no_pool_of_one_worker(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     deal = dealt(tmp_path, federation(bert, sites={"min": 2}), count=2)
-    compute = deal.template.compute.model_copy(update={"threads": threads})
+    compute = deal.template.compute.model_copy(update={"threads": threads, "device": "auto"})
     deal = replace(deal, template=deal.template.model_copy(update={"compute": compute}))
     chosen = choose(Work(deal=deal, engine="auto", workers=workers))
     assert chosen == ("inprocess", "there is room for one worker, or one site a round")

@@ -24,7 +24,7 @@ from tests.simulations.pool_apps import APP, ORDER
 SIZE = 1000
 
 
-def pool(nodes: int, workers: int, *, app: str = APP, **rest: Any) -> PoolGrid:
+def pool(nodes: int, workers: int | None, *, app: str = APP, **rest: Any) -> PoolGrid:
     return PoolGrid(nodes, run_config={}, app=app, workers=workers, **rest)
 
 

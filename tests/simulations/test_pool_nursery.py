@@ -98,6 +98,16 @@ def test_each_copy_has_the_environment_of_its_worker(monkeypatch: pytest.MonkeyP
     assert seen == ["4", "7"]
 
 
+def test_where_one_gpu_is_named_a_worker_sees_all_so_that_its_number_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    with pool(4, None, device="cuda:1") as grid:
+        ask(grid, (1,))
+        (hand,) = grid._hands
+    assert "CUDA_VISIBLE_DEVICES" not in hand._environment
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])
 def test_no_copy_outlives_its_pool(number: signal.Signals) -> None:
     script = SCRIPT.replace("pool(4, 1)", f"pool(4, 1, libraries={LIBRARIES})").replace(
