@@ -75,6 +75,11 @@ class SiteFolder:
         """Seals the site's messages."""
         return self.trust / SIGNING_KEY
 
+    @property
+    def restart(self) -> Path:
+        """Made by whoever wants the SuperNode to be started anew; see `Child.restart`."""
+        return self.root / "state" / "supernode.restart"
+
 
 def init_site(folder: Path, *, name: str, passphrase: str | None = None) -> SiteRequest:
     """Make a site's keys and its request, and a site.toml to edit if there is none.

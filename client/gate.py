@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,25 @@ from intramural.trust.gate import Chore, Gate, run_gate, status_text, tell_on_st
 from intramural.trust.keys import PASSPHRASE
 from intramural.trust.kit import read_kit
 from intramural.trust.limits import MIB, GateLimits
-from intramural.trust.proxy import GET_FAB, PULL_MESSAGES, Call, Hold, Inspection, Proxy
+from intramural.trust.proxy import (
+    CONFIRM_RECEIVED,
+    GET_FAB,
+    PULL_MESSAGES,
+    PULL_OBJECT,
+    Call,
+    Hold,
+    Inspection,
+    Proxy,
+)
 from intramural.trust.tls import client_context
 from intramural.trust.upstream import Upstream
 
 log = logging.getLogger(__name__)
 
 LOOPBACK, NODE, COORDINATOR = "127.0.0.1", "node", "coordinator"
-BUNDLE_REFUSED = "bundle-refused"
+BUNDLE_REFUSED, OUT_OF_STEP = "bundle-refused", "node-out-of-step"
+RUN_OVER = 403
+"""Status of the SuperLink's answer about a run that is over."""
 KEEP_S = 60.0
 """Less than `GateLimits.idle_s_max`, after which the coordinator's gate closes a connection."""
 BUNDLE_BYTES_MAX = MIB
@@ -68,6 +80,8 @@ class GateSettings:
     """SHA-256, hexadecimal, of the bundles that may come in."""
     status: Path
     """Where to write the status."""
+    restart: Path | None = None
+    """File that asks the supervisor to start the SuperNode anew; None: nobody does."""
     passphrase: str | None = field(default=None, repr=False)
     """Of the key's file."""
     limits: GateLimits = field(default_factory=GateLimits)
@@ -85,9 +99,11 @@ class NodeGatekeeper:
         this machine can use the gate as the SuperNode can.
     """
 
-    def __init__(self, *, bundle_hashes: frozenset[str], alerts: Alerts) -> None:
-        """Take the hashes, and whom to tell of other bundles."""
-        self._bundle_hashes, self._alerts = bundle_hashes, alerts
+    def __init__(
+        self, *, bundle_hashes: frozenset[str], alerts: Alerts, restart: Path | None = None
+    ) -> None:
+        """Take the hashes, whom to tell of other bundles, and what asks for another SuperNode."""
+        self._bundle_hashes, self._alerts, self._restart = bundle_hashes, alerts, restart
         self.requests: Mapping[str, Inspection] = {}
         bundles = Inspection(
             bytes_max=BUNDLE_BYTES_MAX,
@@ -111,7 +127,17 @@ class NodeGatekeeper:
             raise Denied("host")
 
     def answered(self, call: Call, status: int) -> None:
-        """Take no note."""
+        """Ask for another SuperNode where this one is out of step with its messages.
+
+        If a run ends between a message's delivery and its receipt, Flower's SuperNode (1.41) runs
+        the message and yet goes on as if none had come. From then on it sends each reply only when
+        the next message is there: the coordinator waits for a reply, and the node for a message.
+        """
+        if status == RUN_OVER and call.verb in (PULL_OBJECT, CONFIRM_RECEIVED):
+            self._alerts.tell(OUT_OF_STEP, NODE)
+            if self._restart is not None:
+                with suppress(OSError):  # a full disk: the alert tells
+                    self._restart.touch()
 
     def _own_bundle(self, call: Call, body: bytes) -> bytes:
         try:
@@ -140,7 +166,8 @@ def build_gate(
 
     Args:
         settings: Where to, and with what.
-        alerts: Told of strange bundles, and when the coordinator goes and comes.
+        alerts: Told of strange bundles, of a SuperNode out of step, and when the coordinator goes
+            and comes.
         now: The time, for the status.
         clock: Seconds that never go back, for limits.
 
@@ -175,7 +202,9 @@ def build_gate(
     return Gate(
         proxy=Proxy(
             upstream=upstream,
-            gatekeeper=NodeGatekeeper(bundle_hashes=settings.bundle_hashes, alerts=alerts),
+            gatekeeper=NodeGatekeeper(
+                bundle_hashes=settings.bundle_hashes, alerts=alerts, restart=settings.restart
+            ),
             limits=settings.limits,
             counters=counters,
             clock=clock,
@@ -214,6 +243,7 @@ def settings_of(site: Path, *, port: int) -> GateSettings:
         authority=place.authority,
         bundle_hashes=frozenset({own_bundle_hash()}),
         status=place.root / "state" / "gate.json",
+        restart=place.restart,
         passphrase=os.environ.get(PASSPHRASE) or None,
     )
 

@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-from intramural.client.enrol import check_site
+from intramural.client.enrol import SiteFolder, check_site
 from intramural.client.thin import is_serving
 from intramural.client.worker import (
     address_of,
@@ -95,6 +95,7 @@ def _children(site_file: Path) -> list[Child]:
             name="supernode",
             command=node,
             env=ENVIRONMENT | {"PATH": search, "FLWR_HOME": str(home.resolve())},
+            restart=SiteFolder(root=site_file.resolve().parent).restart,
         ),
     ]
 

@@ -50,6 +50,8 @@ class Child:
     """Whether it does its work; those after it start only then."""
     ready_s: float = 60.0
     """How long it may take to be ready before it is started again."""
+    restart: Path | None = None
+    """A file that asks for this child to be started anew, and is gone once it is."""
 
 
 @dataclass
@@ -57,6 +59,8 @@ class _Running:
     process: "subprocess.Popen[bytes]"
     started_s: float
     is_ready: bool = False
+    ending_since_s: float | None = None
+    """When it was asked to end, to be started anew."""
 
 
 class Children:
@@ -96,6 +100,8 @@ class Children:
         """Look once at each child, start what is to be started; True when all are ready."""
         for child in self._children:
             running = self._running.get(child.name)
+            if running is not None and child.restart is not None and child.restart.exists():
+                self._see_out(running)
             if running is not None and running.process.poll() is not None:
                 self._bury(child, running)
                 running = None
@@ -133,7 +139,17 @@ class Children:
             running.process.wait()
         self._write_status()
 
+    def _see_out(self, running: _Running) -> None:
+        """End a child that is to be started anew: by a kind word first."""
+        if running.ending_since_s is None:
+            running.ending_since_s = self._clock()
+            self._end(running.process, signal.SIGTERM)
+        elif self._clock() - running.ending_since_s > STOP_S:
+            self._end(running.process, signal.SIGKILL)
+
     def _start(self, child: Child) -> _Running:
+        if child.restart is not None:
+            child.restart.unlink(missing_ok=True)
         process = subprocess.Popen(
             list(child.command),
             env={**os.environ, **child.env},

@@ -18,7 +18,7 @@ from intramural.trust.upstream import Upstream
 REGISTER, UNREGISTER, DEACTIVATE = "register-node", "unregister-node", "deactivate-node"
 PULL_MESSAGES, PUSH_MESSAGES = "pull-messages", "push-messages"
 PUSH_OBJECT, PULL_OBJECT = "push-object", "pull-object"
-GET_FAB = "get-fab"
+GET_FAB, CONFIRM_RECEIVED = "get-fab", "confirm-message-received"
 VERBS = frozenset(
     {
         REGISTER,
@@ -32,7 +32,7 @@ VERBS = frozenset(
         GET_FAB,
         PUSH_OBJECT,
         PULL_OBJECT,
-        "confirm-message-received",
+        CONFIRM_RECEIVED,
     }
 )
 """Flower's fleet API (flwr 1.41 and 1.42); nothing else passes a gate."""

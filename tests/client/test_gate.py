@@ -193,6 +193,31 @@ def test_what_a_web_page_asks_of_a_rebound_name_is_refused(site: Site, host: str
     assert site.superlink.seen == []
 
 
+@pytest.mark.parametrize(
+    ("verb", "status", "is_out"),
+    [
+        ("confirm-message-received", 403, True),
+        ("pull-object", 403, True),
+        ("confirm-message-received", 200, False),
+        ("confirm-message-received", 503, False),
+        ("push-messages", 403, False),
+        ("pull-messages", 403, False),
+    ],
+)
+def test_a_node_that_keeps_a_message_of_a_run_that_is_over_is_to_be_started_anew(
+    site: Site, tmp_path: Path, verb: str, status: int, is_out: bool
+) -> None:
+    async def answer(_: Request) -> Response:
+        return Response(b"", status, media_type="application/protobuf")
+
+    site.superlink.answers[f"/v1/fleet/{verb}"] = answer
+    restart = tmp_path / "restart"
+    with site.node(restart=restart) as node:
+        assert node.post(f"/v1/fleet/{verb}", headers=PROTOBUF).status_code == status
+    assert restart.exists() == is_out
+    assert ("node-out-of-step" in [one["alert"] for one in site.alerts]) == is_out
+
+
 def test_only_this_machine_is_let_out() -> None:
     gatekeeper = NodeGatekeeper(bundle_hashes=frozenset(), alerts=Alerts(print, now=utc_now))
     for address in ("127.0.0.1", "127.8.9.1", "::1"):

@@ -71,6 +71,47 @@ def test_a_killed_child_is_started_again_under_another_number(tmp_path: Path) ->
         assert (row["deaths"], row["last_exit"]) == (1, -signal.SIGKILL)
 
 
+POLITE = """
+import pathlib, signal, sys, time
+def leave(*_):
+    pathlib.Path(sys.argv[1]).touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+pathlib.Path(sys.argv[2]).touch()
+time.sleep(60)
+"""
+
+
+def test_a_file_asks_for_a_new_start_and_the_old_process_may_say_goodbye(tmp_path: Path) -> None:
+    asked, goodbye, up = (tmp_path / name for name in ("restart", "goodbye", "up"))
+    asked.touch()  # from before: the first start is new enough
+    command = [sys.executable, "-c", POLITE, str(goodbye), str(up)]
+    with kept(tmp_path, Child(name="one", command=command, restart=asked)) as children:
+        assert tended(children, until=up.exists)
+        assert not asked.exists()
+        first = children.pid("one")
+        asked.touch()
+        assert tended(children, until=lambda: children.pid("one") not in (None, first))
+        assert goodbye.exists()
+        assert not asked.exists()
+        assert status(tmp_path)["one"]["last_exit"] == 0
+
+
+def test_a_child_that_will_not_go_to_be_started_anew_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("intramural.core.children.STOP_S", 0.2)
+    asked, up = tmp_path / "restart", tmp_path / "up"
+    deaf = "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    script = f"{deaf}; pathlib.Path({str(up)!r}).touch(); time.sleep(60)"
+    with kept(tmp_path, child("one", script, restart=asked)) as children:
+        assert tended(children, until=up.exists)
+        first = children.pid("one")
+        asked.touch()
+        assert tended(children, until=lambda: children.pid("one") not in (None, first))
+        assert status(tmp_path)["one"]["last_exit"] == -signal.SIGKILL
+
+
 def test_a_child_that_dies_at_once_waits_longer_each_time(tmp_path: Path) -> None:
     now = [0.0]
     children = Children(
