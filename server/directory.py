@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ class Manners:
 
     again_s: float = 15.0
     """Pause until a node that refused is greeted anew: its people may have approved meanwhile."""
+    silent_s: float = 120.0
+    """Pause until a node that did not answer is greeted anew: the greeting may be lost."""
     misses_max: int = 3
     """Unanswered requests in a row after which a site must answer a greeting to take part again."""
     newest_wins: bool = True
@@ -118,6 +120,8 @@ class Directory:
         connected = self._connected = self._post.node_ids()
         self._greeted &= connected  # a node that left and comes back may have been mended
         self._greeted -= {n for n, due in self._again_at.items() if self._clock() >= due}
+        if self._manners is not None:
+            self._late &= connected  # one that comes back is waited for as a new one
         lost, self._lost = self._lost, []
         for node in lost:  # one at a time: a node may owe several
             self._send([node])
@@ -125,9 +129,10 @@ class Directory:
         if new:
             self._send(new)
             self._greeted |= set(new)
-            self._open |= set(new)
+            self._open |= set(new) - self._late
             for node in new:
                 self._again_at.pop(node, None)
+            self._greet_later(self._late & set(new))
         if self._open or self._late:
             for arrival in self._post.arrivals(but=self._left()):
                 receive(arrival)
@@ -147,10 +152,19 @@ class Directory:
         return sorted(self.nodes)
 
     def give_up(self) -> None:
-        """Wait no longer for the greetings that are open; a late answer still counts."""
+        """Wait no longer for the greetings that are open; a late answer still counts.
+
+        With manners those nodes are greeted anew now and then, and nobody waits for it.
+        """
         self.refusals |= dict.fromkeys(self._open, _refusal("a node does not answer its greeting"))
         self._late |= self._open
+        self._greet_later(self._open)
         self._open.clear()
+
+    def _greet_later(self, silent: Set[int]) -> None:
+        if self._manners is not None:
+            due_s = self._clock() + self._manners.silent_s
+            self._again_at |= dict.fromkeys(silent, due_s)
 
     def answered(self, site: str) -> None:
         """Note that a site answered a request."""
@@ -185,6 +199,7 @@ class Directory:
         self._unanswered[arrival.node] -= 1
         self._open.discard(arrival.node)
         self._late.discard(arrival.node)
+        self._again_at.pop(arrival.node, None)
         problem = self._problem(arrival)
         if problem is not None:
             self.refusals[arrival.node] = problem

@@ -127,6 +127,46 @@ def test_a_site_that_waits_for_approval_is_greeted_again_after_the_pause() -> No
     assert directory.refusals == {}
 
 
+def test_a_node_whose_greeting_was_lost_is_greeted_again_and_nobody_waits_for_it() -> None:
+    grid = SlowGrid(app_of(honest), 2, run_config={}, slow={}, silent={2})
+    directory = directory_of(grid, Manners(silent_s=120.0))
+
+    def under_way() -> list[str]:
+        return [i for i, m in grid._queue.items() if m.metadata.dst_node_id == 2]
+
+    assert not greet(directory)
+    directory.give_up()
+    (lost,) = under_way()
+    del grid._queue[lost]
+    grid.now_s += 100
+    assert greet(directory)
+    assert under_way() == []  # not yet
+    grid.now_s += 30
+    assert greet(directory)  # it is greeted, and a round can open without it
+    assert len(under_way()) == 1
+    grid.now_s += 130
+    assert greet(directory)
+    assert len(under_way()) == 2
+    grid.silent = set()
+    greet(directory)
+    assert directory.nodes == {"site-1": 1, "site-2": 2}
+    assert directory.refusals == {}
+    grid.silent, grid.now_s = {2}, grid.now_s + 1000
+    assert greet(directory)
+    assert under_way() == []  # it has answered
+
+
+def test_a_silent_node_that_left_and_comes_back_is_waited_for_as_a_new_one() -> None:
+    grid = SlowGrid(app_of(honest), 1, run_config={}, slow={}, silent={1})
+    directory = directory_of(grid, Manners())
+    greet(directory)
+    directory.give_up()
+    grid.connected = set()
+    assert greet(directory)
+    grid.connected = {1}
+    assert not greet(directory)
+
+
 def test_of_two_nodes_of_one_site_the_newer_wins() -> None:
     def answer(site: str, request: Request) -> Reply:
         reply = honest(site, request)
