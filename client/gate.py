@@ -50,7 +50,8 @@ log = logging.getLogger(__name__)
 LOOPBACK, NODE, COORDINATOR = "127.0.0.1", "node", "coordinator"
 BUNDLE_REFUSED, OUT_OF_STEP = "bundle-refused", "node-out-of-step"
 RUN_OVER = 403
-"""Status of the SuperLink's answer about a run that is over."""
+"""Status of an answer about a run that is over, to which a SuperNode does as said in `answered`;
+a coordinator's gate refuses with it as well, and is taken for that."""
 KEEP_S = 60.0
 """Less than `GateLimits.idle_s_max`, after which the coordinator's gate closes a connection."""
 BUNDLE_BYTES_MAX = MIB
