@@ -9,20 +9,18 @@ from intramural.core.threads import processor_count
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
-def visible_gpus() -> list[str]:
-    """Return the names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+def gpus_for(device: str) -> list[str]:
+    """Return the GPUs that workers are dealt, one each, where `device` leaves it open which.
+
+    They have the names of CUDA_VISIBLE_DEVICES. 'cuda:1' is a number among all that this process
+    sees; so a worker must see them, too.
+    """
+    if device not in ("auto", "cuda"):
+        return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name and name != "-1"]
     return [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]
-
-
-def gpus_for(device: str) -> list[str]:
-    """Return the GPUs that workers are dealt, one each, where `device` leaves it open which.
-
-    'cuda:1' is a number among all that this process sees; so a worker must see them, too.
-    """
-    return visible_gpus() if device in ("auto", "cuda") else []
 
 
 def worker_count(*, threads: int, device: str = "auto") -> int:
